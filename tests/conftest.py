@@ -1,0 +1,24 @@
+"""What the tests share. Datasets beside the repository (`../shared/datasets`) are optional: their tests skip."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def _one_seed_and_thread():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def shared_datasets() -> Path:
+    folder = ROOT.parent / "shared" / "datasets"
+    if not folder.is_dir():
+        pytest.skip("no shared/datasets beside the repository")
+    return folder

@@ -1,0 +1,181 @@
+"""The VQ-VAE against brute force: codes, loss, each of its gradients, remedies for unused codes, saving."""
+
+import numpy as np
+import pytest
+import torch
+
+from vqvae import VQVAE, initialize_codebook, restart_unused_codes, train_vqvae
+
+
+def make(observation_dim=5, action_dim=3, **kwargs):
+    settings = {"codebook_size": 16, "embedding_dim": 8, "hidden_dim": 32} | kwargs
+    model = VQVAE(observation_dim, action_dim, **settings)
+    with torch.no_grad():  # spread the encoder's outputs, so that many codes are in use
+        model.encoder[-1].weight.mul_(30.0)
+    return model
+
+
+def batch(rows=64, observation_dim=5, action_dim=3):
+    return torch.randn(rows, observation_dim), torch.rand(rows, action_dim) * 2 - 1
+
+
+def brute_force_codes(model, observations, actions):
+    z = model.encoder(torch.cat([model.standardize(observations), actions], 1)).detach().double().numpy()
+    book = model.codebook.detach().double().numpy()
+    return np.array([min(range(len(book)), key=lambda k: ((row - book[k]) ** 2).sum()) for row in z])
+
+
+def test_codes_are_the_nearest_codebook_vectors():
+    model, (observations, actions) = make(), batch(200)
+    codes = model.encode(observations, actions)
+    assert codes.dtype == torch.int64
+    assert len(set(codes.tolist())) > 4
+    np.testing.assert_array_equal(codes, brute_force_codes(model, observations, actions))
+
+
+def test_encoding_a_dataset_equals_encoding_its_batches():
+    model, (observations, actions) = make(), batch(40_000)
+    table = model.encode(observations, actions)
+    rows = torch.randint(len(actions), (256,))
+    torch.testing.assert_close(table[rows], model.encode(observations[rows], actions[rows]))
+
+
+def test_loss_is_the_equation():
+    model, (observations, actions) = make(), batch()
+    metrics = model.loss(observations, actions)
+    z = model.encoder(torch.cat([observations, actions], 1))
+    z_q = torch.stack([model.codebook[k] for k in brute_force_codes(model, observations, actions)])
+    decoded = model.decoder(torch.cat([observations, z_q], 1))
+    reconstruction = sum(((a - b) ** 2).sum() for a, b in zip(decoded, actions)) / len(actions)
+    distance = ((z_q - z) ** 2).sum() / z.numel()
+    torch.testing.assert_close(metrics["reconstruction"], reconstruction.detach())
+    torch.testing.assert_close(metrics["commitment"], distance.detach())
+    torch.testing.assert_close(metrics["loss"], reconstruction + 2 * distance)
+
+
+def test_straight_through_gradient_and_the_two_halves_of_the_quantization_loss():
+    """Encoder: the decoder's gradient at z_q, passed on unchanged, plus 2 (z - z_q) / n. Codebook: 2 (z_q - z) / n."""
+    model, (observations, actions) = make(), batch()
+    model.loss(observations, actions)["loss"].backward()
+    encoder_gradient = [p.grad.clone() for p in model.encoder.parameters()]
+    codebook_gradient = model.codebook.grad.clone()
+    model.zero_grad()
+
+    z = model.encoder(torch.cat([observations, actions], 1))
+    codes = torch.from_numpy(brute_force_codes(model, observations, actions))
+    z_q = model.codebook[codes].detach().requires_grad_()
+    decoded = model.decoder(torch.cat([observations, z_q], 1))
+    ((decoded - actions) ** 2).sum(1).mean().backward()
+    model.zero_grad()
+    z.backward(z_q.grad + 2 * (z - z_q).detach() / z.numel())
+    for expected, parameter in zip(encoder_gradient, model.encoder.parameters()):
+        torch.testing.assert_close(parameter.grad, expected)
+    expected = torch.zeros_like(model.codebook).index_add_(0, codes, 2 * (z_q - z).detach() / z.numel())
+    torch.testing.assert_close(codebook_gradient, expected)
+
+
+def test_observations_are_standardized_inside():
+    mean, std = torch.full((5,), 3.0), torch.full((5,), 0.5)
+    torch.manual_seed(1)
+    raw = make()
+    torch.manual_seed(1)
+    standardized = make(observation_mean=mean, observation_std=std)
+    observations, actions = batch()
+    torch.testing.assert_close(
+        standardized.encode(observations * std + mean, actions), raw.encode(observations, actions)
+    )
+
+
+def test_initialization_has_the_stated_variances():
+    model = VQVAE(200, 100, hidden_dim=512)
+    assert model.encoder[0].weight.std().item() == pytest.approx((1 / 300) ** 0.5, rel=0.02)
+    assert model.encoder[2].weight.std().item() == pytest.approx((1 / 512) ** 0.5, rel=0.02)
+    assert model.encoder[4].weight.abs().max().item() == pytest.approx((3e-2 / 512) ** 0.5, rel=0.01)
+    assert model.codebook.abs().max().item() == pytest.approx((3 / 64) ** 0.5, rel=0.01)
+    assert all((layer.bias == 0).all() for layer in model.decoder if hasattr(layer, "bias"))
+
+
+def test_kmeans_initialization_lowers_the_quantization_error():
+    model, (observations, actions) = make(), batch(2000)
+    before = model.loss(observations, actions)["commitment"]
+    initialize_codebook(model, observations, actions, torch.Generator().manual_seed(0))
+    assert model.loss(observations, actions)["commitment"] < 0.5 * before
+    assert model.evaluate(observations, actions)["codes_used"] == 16
+
+
+def test_restart_moves_the_unused_codes_and_no_other():
+    model, (observations, actions) = make(), batch(4000)
+    with torch.no_grad():
+        model.codebook[8:] += 100.0
+    before = model.codebook.detach().clone()
+    used = torch.bincount(model.encode(observations, actions), minlength=16) > 0
+    assert not used[8:].any()
+    restart_unused_codes(model, observations, actions, torch.Generator().manual_seed(0))
+    moved = (model.codebook != before).any(1)
+    torch.testing.assert_close(moved, ~used)
+    assert model.evaluate(observations, actions)["codes_used"] > used.sum()
+
+
+def multimodal_data(rows=4000):
+    """Actions in two modes that depend on the observation, which no single action can stand for."""
+    observations = torch.randn(rows, 5)
+    sign = torch.randint(2, (rows, 1)) * 2.0 - 1.0
+    return observations, 0.5 * sign + 0.3 * torch.tanh(observations[:, :3])
+
+
+def test_training_separates_the_modes_and_is_deterministic():
+    observations, actions = multimodal_data()
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = VQVAE(5, 3, codebook_size=8, embedding_dim=16, hidden_dim=64)
+        train_vqvae(model, observations, actions, 1500)
+        weights.append(model.state_dict())
+    quality = model.evaluate(observations, actions)
+    assert quality["action_variance"] == pytest.approx(actions.var(0, unbiased=False).sum().item(), rel=1e-4)
+    assert quality["reconstruction_error"] < 0.05 * quality["action_variance"]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
+
+
+def test_training_in_two_parts_gives_the_same_bits():
+    observations, actions = multimodal_data()
+    results = []
+    for parts in ([range(1, 201)], [range(1, 91), range(91, 201)]):
+        torch.manual_seed(3)
+        model = VQVAE(5, 3, codebook_size=8, embedding_dim=16, hidden_dim=16)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=True)
+        generator = torch.Generator().manual_seed(0)
+        for steps in parts:
+            train_vqvae(model, observations, actions, steps, optimizer=optimizer, generator=generator, restart_every=50)
+        results.append(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values()))
+
+
+def test_perplexity_counts_codes_in_even_use():
+    model = make()
+    model.encode = lambda observations, actions: torch.arange(len(actions)) % 4
+    quality = model.evaluate(*batch(400))
+    assert quality["codes_used"] == 4
+    assert quality["perplexity"] == pytest.approx(4.0, rel=1e-4)
+
+
+def test_save_and_load(tmp_path):
+    model = make(observation_mean=torch.ones(5), observation_std=torch.full((5,), 2.0))
+    model.save(tmp_path / "vqvae.pt")
+    loaded = VQVAE.load(tmp_path / "vqvae.pt")
+    observations, actions = batch()
+    codes = loaded.encode(observations, actions)
+    assert torch.equal(codes, model.encode(observations, actions))
+    assert torch.equal(loaded.decode(observations, codes), model.decode(observations, codes))
+    assert [path.name for path in tmp_path.iterdir()] == ["vqvae.pt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_loading_something_else_is_a_value_error(tmp_path, content):
+    path = tmp_path / "vqvae.pt"
+    if content is None:
+        torch.save({"weights": {}}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="not a VQ-VAE"):
+        VQVAE.load(path)

@@ -1,0 +1,257 @@
+"""State-conditioned action VQ-VAE: turns continuous actions into codes 0..K-1 that depend on the observation.
+
+    z   = e(s, a)                                      encoder
+    c   = argmin_k |z - codebook_k|^2                  code, an integer
+    z_q = codebook_c,  straight-through gradient       quantized vector
+    a'  = d(s, z_q)                                    decoder
+    loss = |a - a'|^2 + mean (sg[z_q] - z)^2 + mean (z_q - sg[z])^2
+
+from *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4.1,
+and *Neural Discrete Representation Learning* (van den Oord et al., NeurIPS 2017), equation 3. With it, any offline RL
+algorithm for discrete actions runs on continuous ones: learn on `encode(observations, actions)`, act with
+`decode(observations, codes)`. This file needs torch alone.
+
+    vqvae = VQVAE(observation_dim, action_dim, observation_mean=mean, observation_std=std)
+    train_vqvae(vqvae, observations, actions, steps=20_000)
+    codes = vqvae.encode(observations, actions)
+    actions = vqvae.decode(observations, codes)
+"""
+
+import itertools
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std, with mean and std (D,) kept as buffers, so that a checkpoint carries them."""
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / self.std
+
+
+class VQVAE(nn.Module):
+    """Encoder, codebook and decoder, with the observation normalizer inside so that a checkpoint carries it.
+
+    Args:
+        observation_dim: number of observation dimensions.
+        action_dim: number of action dimensions.
+        codebook_size: K, the number of codes.
+        embedding_dim: dimension of the codebook's vectors.
+        hidden_dim: width of the two hidden layers of encoder and decoder.
+        observation_mean, observation_std: (observation_dim,), subtracted from and divided into every observation;
+            left out, observations are used raw, as in the paper.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        codebook_size: int = 64,
+        embedding_dim: int = 128,
+        hidden_dim: int = 512,
+        observation_mean: torch.Tensor | None = None,
+        observation_std: torch.Tensor | None = None,
+    ):
+        super().__init__()
+        self.config = {
+            "observation_dim": observation_dim,
+            "action_dim": action_dim,
+            "codebook_size": codebook_size,
+            "embedding_dim": embedding_dim,
+            "hidden_dim": hidden_dim,
+        }
+        self.standardize = Standardize(
+            torch.zeros(observation_dim) if observation_mean is None else observation_mean,
+            torch.ones(observation_dim) if observation_std is None else observation_std,
+        )
+        self.encoder = self._mlp(observation_dim + action_dim, hidden_dim, embedding_dim)
+        self.decoder = self._mlp(observation_dim + embedding_dim, hidden_dim, action_dim)
+        bound = math.sqrt(3.0 / codebook_size)
+        self.codebook = nn.Parameter(torch.empty(codebook_size, embedding_dim).uniform_(-bound, bound))
+
+    @staticmethod
+    def _mlp(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
+        dims = (input_dim, hidden_dim, hidden_dim, output_dim)
+        layers = [nn.Linear(*pair) for pair in itertools.pairwise(dims)]
+        for layer in layers[:-1]:  # lecun-normal: a normal of variance 1/fan_in, cut at two deviations
+            std = math.sqrt(1.0 / layer.in_features) / 0.87962566103423978
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        bound = math.sqrt(3.0 * 1e-2 / hidden_dim)
+        nn.init.uniform_(layers[-1].weight, -bound, bound)
+        for layer in layers:
+            nn.init.zeros_(layer.bias)
+        return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+    @torch.no_grad()
+    def nearest(self, z: torch.Tensor) -> torch.Tensor:
+        """Codes (B,) int64 whose vectors are nearest in squared L2 to encoder outputs z (B, embedding_dim)."""
+        # |z - e|^2 without |z|^2, which is the same for every code.
+        return torch.addmm(self.codebook.square().sum(1), z, self.codebook.T, alpha=-2).argmin(1)
+
+    def loss(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The VQ-VAE loss of a batch (van den Oord et al., equation 3, with a commitment weight of 1).
+
+        Args:
+            observations: (B, observation_dim) float32.
+            actions: (B, action_dim) float32.
+
+        Returns:
+            Scalars: `loss` to minimize; `reconstruction`, the squared error summed over action dimensions and averaged
+            over the batch; `commitment`, mean (sg[z_q] - z)^2, which has the codebook loss's value and other gradient.
+        """
+        observations = self.standardize(observations)
+        z = self.encoder(torch.cat([observations, actions], 1))
+        z_q = F.embedding(self.nearest(z), self.codebook)
+        commitment = F.mse_loss(z, z_q.detach())
+        codebook_loss = F.mse_loss(z_q, z.detach())
+        straight_through = z + (z_q - z).detach()
+        decoded = self.decoder(torch.cat([observations, straight_through], 1))
+        reconstruction = (decoded - actions).square().sum(1).mean()
+        return {
+            "loss": reconstruction + commitment + codebook_loss,
+            "reconstruction": reconstruction.detach(),
+            "commitment": commitment.detach(),
+        }
+
+    @torch.no_grad()
+    def embed(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Encoder outputs z (N, embedding_dim) before quantization, of (N, .) observations and actions, in chunks."""
+        chunks = zip(observations.split(16384), actions.split(16384))
+        return torch.cat([self.encoder(torch.cat([self.standardize(o), a], 1)) for o, a in chunks])
+
+    @torch.no_grad()
+    def encode(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Codes (N,) int64 in 0..K-1 of observations (N, observation_dim) and actions (N, action_dim)."""
+        chunks = zip(observations.split(16384), actions.split(16384))
+        return torch.cat([self.nearest(self.embed(o, a)) for o, a in chunks])
+
+    @torch.no_grad()
+    def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Actions (N, action_dim) that codes (N,) stand for at observations (N, observation_dim); not clipped."""
+        return self.decoder(torch.cat([self.standardize(observations), self.codebook[codes]], 1))
+
+    def evaluate(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, float]:
+        """How well codes stand for actions: over (N, .) observations and actions,
+
+        Returns:
+            `reconstruction_error`, squared error summed over action dimensions, mean over N; `action_variance`, the
+            error of the best constant action, in the same unit; `codes_used`, how many of the K codes occur;
+            `perplexity`, exp of the entropy of the codes' frequencies (1 to K).
+        """
+        codes = self.encode(observations, actions)
+        frequency = torch.bincount(codes, minlength=len(self.codebook)) / len(codes)
+        return {
+            "reconstruction_error": (self.decode(observations, codes) - actions).square().sum(1).mean().item(),
+            "action_variance": actions.var(0, unbiased=False).sum().item(),
+            "codes_used": int((frequency > 0).sum()),
+            "perplexity": torch.special.entr(frequency).sum().exp().item(),
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write architecture, weights and normalizer to `path`, through a temporary file: never a half-written one."""
+        torch.save({"config": self.config, "weights": self.state_dict()}, f"{path}.part")
+        os.replace(f"{path}.part", path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "VQVAE":
+        """Read what `save` wrote. Raises FileNotFoundError, or ValueError if the file is not a VQ-VAE's."""
+        try:
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
+            model = cls(**checkpoint["config"])
+            model.load_state_dict(checkpoint["weights"])
+        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError) as error:
+            raise ValueError(f"{path} is not a VQ-VAE saved by this project") from error
+        return model.to(device)
+
+
+def initialize_codebook(
+    model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator
+) -> None:
+    """Put the codebook on the k-means centers (Lloyd's algorithm) of the encoder outputs of 8192 random rows."""
+    z = sample_embeddings(model, observations, actions, generator)
+    with torch.no_grad():
+        model.codebook.copy_(z[: len(model.codebook)])
+        for _ in range(10):
+            codes = model.nearest(z)
+            counts = torch.bincount(codes, minlength=len(model.codebook))[:, None]
+            sums = torch.zeros_like(model.codebook).index_add_(0, codes, z)
+            model.codebook.copy_(torch.where(counts > 0, sums / counts, model.codebook))
+
+
+def restart_unused_codes(
+    model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator
+) -> None:
+    """Split codes in use: each that none of 8192 random rows has moves beside a random row's code, towards its z.
+
+    Moved all the way to z, where the decoder has seen nothing, it would multiply the reconstruction error for a while.
+    """
+    z = sample_embeddings(model, observations, actions, generator)
+    with torch.no_grad():
+        codes = model.nearest(z)
+        unused = torch.bincount(codes, minlength=len(model.codebook)) == 0
+        first = slice(len(model.codebook))
+        beside = torch.lerp(model.codebook[codes[first]], z[first], 0.1)
+        model.codebook.copy_(torch.where(unused[:, None], beside, model.codebook))
+
+
+def sample_embeddings(
+    model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator, rows: int = 8192
+) -> torch.Tensor:
+    """Encoder outputs (rows, embedding_dim) of rows drawn with replacement."""
+    index = torch.randint(len(actions), (rows,), generator=generator, device=actions.device)
+    return model.embed(observations[index], actions[index])
+
+
+def train_vqvae(
+    model: VQVAE,
+    observations: torch.Tensor,
+    actions: torch.Tensor,
+    steps: int | Iterable[int],
+    batch_size: int = 256,
+    optimizer: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
+    restart_every: int = 500,
+    compile: bool = False,
+    on_step: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+) -> None:
+    """Train `model` in place on the rows of a dataset.
+
+    Args:
+        observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
+        steps: number of gradient steps, or an iterable of step numbers (1, 2, ... or, to resume, from a later one on).
+        batch_size: rows per gradient step.
+        optimizer: left out, Adam with learning rate 3e-4.
+        generator: draws the rows, on the model's device; left out, one of seed 0.
+        restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
+            that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
+        compile: compile the loss with torch.compile.
+        on_step: called as `on_step(step, metrics)` after every step, metrics as `VQVAE.loss` returns them.
+    """
+    if optimizer is None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=True)
+    if generator is None:
+        generator = torch.Generator(actions.device).manual_seed(0)
+    loss = torch.compile(model.loss, mode="reduce-overhead" if actions.is_cuda else None) if compile else model.loss
+    for step in range(1, steps + 1) if isinstance(steps, int) else steps:
+        if restart_every and step == 1:
+            initialize_codebook(model, observations, actions, generator)
+        elif restart_every and step % restart_every == 0:
+            restart_unused_codes(model, observations, actions, generator)
+        index = torch.randint(len(actions), (batch_size,), generator=generator, device=actions.device)
+        metrics = loss(observations[index], actions[index])
+        optimizer.zero_grad()
+        metrics["loss"].backward()
+        optimizer.step()
+        if on_step:
+            on_step(step, metrics)
