@@ -18,6 +18,7 @@ CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations f
 
 import contextlib
 import difflib
+import importlib.util
 import io
 import json
 import os
@@ -413,6 +414,8 @@ def parse_args(args_class: type):
     if args.env_id not in TASKS:
         near = difflib.get_close_matches(args.env_id, TASKS, n=3, cutoff=0.0)
         fail(f"unknown --env-id {args.env_id}; did you mean {', '.join(near)}?")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
     return args
@@ -463,20 +466,18 @@ class Run:
             name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 1_000_000}"
             self.folder = Path(args.runs_dir) / name
             self.folder.mkdir(parents=True)
-            git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
-            description = {
-                "args": asdict(args),
-                "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")},
-                "git_commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
-            }
-            with replacing(self.folder / "args.json") as file:
-                file.write(json.dumps(description, indent=2).encode())
             self.save_checkpoint()
+        git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+        description = {
+            "args": asdict(args) | {"resume": None},
+            "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")},
+            "git_commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+        }
+        with replacing(self.folder / "args.json") as file:
+            file.write(json.dumps(description, indent=2).encode())
         if args.track:
-            try:
-                import wandb
-            except ImportError:
-                fail("--track needs Weights & Biases: pip install wandb")
+            import wandb
+
             wandb.init(project="saq", name=self.folder.name, config=asdict(args), sync_tensorboard=True)
         self.writer = SummaryWriter(self.folder)
         print(f"writing to {self.folder}")
@@ -529,6 +530,7 @@ class Run:
                 if bar.disable and (step * 10 // total > (step - LOG_EVERY) * 10 // total or step == total):
                     print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
             if step % self.args.checkpoint_every == 0 or step == total:
+                self.writer.flush()
                 self.save_checkpoint()
 
     def evaluate(self, policy: Policy, episodes: int, step: int, device: torch.device) -> Evaluation:
@@ -564,6 +566,7 @@ class Run:
             "dataset_normalized_return": data_scores.mean(),
             "total_steps": self.args.total_steps,
             "wall_clock_seconds": time.time() - self.started,
+            "baselines": {name: e.scores.mean() for name, e in scores.items() if e is not final},
             **facts,
         }
         with replacing(self.folder / "result.json") as file:
@@ -676,7 +679,7 @@ if __name__ == "__main__":
     behavior_loss, cql_loss = map(compiled, (behavior_loss, cql_loss)) if args.compile else (behavior_loss, cql_loss)
 
     def log_vqvae(step: int, metrics: dict[str, torch.Tensor]) -> None:
-        if step % LOG_EVERY == 0:
+        if step % LOG_EVERY == 0 or step == args.vqvae_steps:
             metrics = metrics | vqvae.evaluate(dataset.observations[:4096], dataset.actions[:4096])
         run.metrics = metrics
 
@@ -743,14 +746,15 @@ if __name__ == "__main__":
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    score = run.evaluate(policy, args.final_eval_episodes, args.total_steps, device)
-    baseline = evaluate(args.env_id, imitation, args.final_eval_episodes, args.seed, device)
+    scores = {"SAQ-CQL": run.evaluate(policy, args.final_eval_episodes, args.total_steps, device)}
+    if args.bc_steps:
+        scores["imitation of the codes"] = evaluate(args.env_id, imitation, args.final_eval_episodes, args.seed, device)
     if args.capture_video:
         capture_video(args.env_id, policy, args.seed, device, run.folder / "video.gif")
     run.finish(
         dataset,
-        {"SAQ-CQL": score, "imitation of the codes": baseline},
+        scores,
         {"q": q, "behavior": behavior},
-        imitation_normalized_score=baseline.scores.mean(),
         vqvae=vqvae_quality,
+        reward_scale=scale,
     )

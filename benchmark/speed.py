@@ -1,0 +1,126 @@
+"""Time of each gradient step over the time of the bare matrix multiplications that its equations need.
+
+Step and multiplications take turns in one process, at the same shapes and number of threads, so that the ratio does not
+depend on the machine's load. 1.0 would be a step that does nothing but multiply.
+
+    python benchmark/speed.py                # as the algorithm files run by default
+    python benchmark/speed.py --compile      # with torch.compile
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from saq_cql import behavior_loss, code_network, cql_loss
+from vqvae import VQVAE, train_vqvae
+
+
+@dataclass
+class Args:
+    hidden_dim: int = 512
+    """width of the hidden layers"""
+    batch_size: int = 256
+    """rows per step"""
+    threads: int = 2
+    """threads of PyTorch"""
+    steps: int = 200
+    """steps to time, after 20 to warm up"""
+    observation_dim: int = 28
+    """number of observation dimensions (demo dataset: 28)"""
+    action_dim: int = 4
+    """number of action dimensions (demo dataset: 4)"""
+    compile: bool = False
+    """compile the losses"""
+
+
+def multiplications(batch: int, layers: list[tuple[int, int, str]]) -> Callable[[], None]:
+    """The matrix multiplications of layers (inputs, outputs, needs) for a batch.
+
+    `needs` says which products the equations ask for: `y` = x W', `w` = the weight's gradient g' x, `x` = the input's
+    gradient g W.
+    """
+    operands = [(torch.randn(batch, i), torch.randn(o, i), torch.randn(batch, o), needs) for i, o, needs in layers]
+
+    def multiply() -> None:
+        for x, weight, gradient, needs in operands:
+            if "y" in needs:
+                x @ weight.T
+            if "w" in needs:
+                gradient.T @ x
+            if "x" in needs:
+                gradient @ weight
+
+    return multiply
+
+
+def in_turns(steps: int, multiply: Callable[[], None], times: list[tuple[float, float]]) -> Iterator[int]:
+    """Yield step numbers; append to `times` how long the caller took for each, and `multiply` after it."""
+    for step in range(2, steps + 22):  # step 1 of the VQ-VAE also initializes the codebook
+        start = time.perf_counter()
+        yield step
+        middle = time.perf_counter()
+        multiply()
+        times.append((middle - start, time.perf_counter() - middle))
+
+
+def main(args: Args) -> None:
+    """Print one line per phase: milliseconds of the step, of its multiplications, and the ratio of the medians."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    obs, act, hidden, codes = args.observation_dim, args.action_dim, args.hidden_dim, 64
+    rows = 20_000
+    observations, actions = torch.randn(rows + 1, obs), torch.rand(rows + 1, act) * 2 - 1
+    table, rewards, terminals = torch.randint(codes, (rows,)), torch.randn(rows), torch.zeros(rows)
+    vqvae = VQVAE(obs, act, codebook_size=codes, hidden_dim=hidden)
+    latent = vqvae.config["embedding_dim"]
+    encoder = [(obs + act, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, latent, "ywx")]
+    decoder = [(obs + latent, hidden, "ywx"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
+    q_layers = [(obs, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, codes, "ywx")]
+    next_q_layers = [(i, o, "y") for i, o, _ in q_layers]
+    compiled = torch.compile if args.compile else lambda function: function
+
+    def train_behavior(steps: Iterator[int]) -> None:
+        behavior, loss = code_network(vqvae, hidden), compiled(behavior_loss)
+        optimizer = torch.optim.AdamW(behavior.parameters(), fused=True)
+        for _ in steps:
+            index = torch.randint(rows, (args.batch_size,))
+            metrics = loss(behavior, observations[index], table[index])
+            optimizer.zero_grad()
+            metrics["loss"].backward()
+            optimizer.step()
+
+    def train_q(steps: Iterator[int]) -> None:
+        q, q_target, loss = code_network(vqvae, hidden), code_network(vqvae, hidden), compiled(cql_loss)
+        optimizer = torch.optim.AdamW(q.parameters(), fused=True)
+        for _ in steps:
+            index = torch.randint(rows, (args.batch_size,))
+            batch = (observations[index], table[index], rewards[index], observations[index + 1], terminals[index])
+            metrics = loss(q, q_target, *batch, 0.99, 20.0, 1.0)
+            optimizer.zero_grad()
+            metrics["loss"].backward()
+            optimizer.step()
+
+    phases = {
+        "VQ-VAE": (
+            lambda steps: train_vqvae(vqvae, observations, actions, steps, args.batch_size, compile=args.compile),
+            [*encoder, (latent, codes, "y"), *decoder],
+        ),
+        "behavior policy": (train_behavior, q_layers),
+        "SAQ-CQL": (train_q, q_layers + 2 * next_q_layers),
+    }
+    for name, (train, layers) in phases.items():
+        times: list[tuple[float, float]] = []
+        train(in_turns(args.steps, multiplications(args.batch_size, layers), times))
+        step, bare = 1e3 * np.median(times[20:], axis=0)
+        print(f"{name:<16} step {step:7.2f} ms   multiplications {bare:7.2f} ms   ratio {step / bare:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

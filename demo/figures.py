@@ -1,0 +1,71 @@
+"""The README's pictures: what the codes of a trained VQ-VAE decode to, and the frames of a learned policy.
+
+pip install matplotlib
+python demo/figures.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...    # a run with --capture-video
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v3 as imageio
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from saq_cql import load_dataset, make_env
+from vqvae import VQVAE
+
+DEMO = "fetch-pick-and-place-demo-v0"
+
+
+@dataclass
+class Args:
+    run: Path
+    """folder of a finished run on the demo dataset with --capture-video"""
+    output: Path = Path("demo")
+    """folder to write codebook.png and policy.png into"""
+
+
+def draw_codebook(vqvae: VQVAE, path: Path) -> None:
+    """Two kinds of state: the data's actions there, coloured by code, and what each code decodes to."""
+    dataset = load_dataset(DEMO, None, make_env(DEMO), torch.device("cpu"))
+    observations, actions = dataset.observations, dataset.actions
+    codes = vqvae.encode(observations, actions)
+    colours = plt.get_cmap("hsv")(np.random.default_rng(0).permutation(len(vqvae.codebook)) / len(vqvae.codebook))
+    # the block lies 10 cm to the left of and below the gripper; the gripper holds the block and the goal is far
+    reaching = (observations[:, 3:6] - observations[:, :3] - torch.tensor([0.0, 0.08, -0.08])).norm(dim=1)
+    carrying = (observations[:, 25:28] - observations[:, 3:6] - torch.tensor([0.0, -0.08, 0.1])).norm(dim=1)
+    carrying += 10 * (observations[:, 3:6] - observations[:, :3]).norm(dim=1)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.4), sharex=True, sharey=True, layout="constrained")
+    for axis, distance, title in zip(
+        axes, (reaching, carrying), ("block to the left and below", "holding the block, goal to the right and above")
+    ):
+        near = distance.argsort()[:400]
+        state = observations[near[:1]].expand(len(vqvae.codebook), -1)
+        decoded = vqvae.decode(state, torch.arange(len(vqvae.codebook)))
+        used = codes[near].unique()
+        axis.scatter(*actions[near][:, [1, 2]].T, s=9, color=colours[codes[near]], alpha=0.5)
+        axis.scatter(*decoded[used][:, [1, 2]].T, s=70, color=colours[used], marker="D", edgecolor="black")
+        axis.set(title=title, xlabel="action: left (+) or right (-)", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1))
+        axis.set_aspect("equal")
+    axes[0].set_ylabel("action: up (+) or down (-)")
+    figure.suptitle("dots: actions in the data, coloured by code; diamonds: what each code decodes to")
+    figure.savefig(path, dpi=110)
+
+
+def draw_policy(video: Path, path: Path, frames: int = 6) -> None:
+    """A strip of frames of the first episode in `video`, whose last ten frames repeat its end."""
+    images = imageio.imread(video)
+    still = [i for i in range(len(images) - 9) if all((images[i] == images[i + k]).all() for k in range(10))]
+    picked = np.linspace(0, still[0], frames).round().astype(int)
+    imageio.imwrite(path, np.concatenate(images[picked], axis=1))
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args)
+    draw_codebook(VQVAE.load(args.run / "vqvae.pt"), args.output / "codebook.png")
+    draw_policy(args.run / "video.gif", args.output / "policy.png")
+    print(f"{args.output / 'codebook.png'}, {args.output / 'policy.png'}")
