@@ -10,7 +10,7 @@ the largest return of the dataset at `value_scale`, so that one T and one alpha 
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
 CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper. The paper's own recipe:
---value-scale 0 --act-temperature 0 --restart-every 0 --no-standardize.
+--value-scale 0 --act-temperature 0 --restart-every 0 --no-standardize --no-layer-norm.
 
     python saq_cql.py                                # the demo dataset in this repository: a robot arm picks and places
     python saq_cql.py --env-id hopper-medium-v2      # D4RL
@@ -84,6 +84,8 @@ class Args:
     """weight of the conservative regularizer"""
     temperature: float = 1.0
     """T of the log-sum-exp"""
+    layer_norm: bool = True
+    """normalize the hidden layers of Q (the paper: no)"""
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     act_temperature: float = 0.3
@@ -582,17 +584,13 @@ class Run:
 # ---- end of the shared section --------------------------------------------------------------------------------------
 
 
-def code_network(vqvae: VQVAE, hidden_dim: int) -> nn.Sequential:
+def code_network(vqvae: VQVAE, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
     """An MLP from observations (B, observation_dim) to one number per code (B, K): Q-values or logits."""
     observation_dim, codes = vqvae.config["observation_dim"], vqvae.config["codebook_size"]
-    return nn.Sequential(
-        Standardize(vqvae.standardize.mean, vqvae.standardize.std),
-        nn.Linear(observation_dim, hidden_dim),
-        nn.ReLU(),
-        nn.Linear(hidden_dim, hidden_dim),
-        nn.ReLU(),
-        nn.Linear(hidden_dim, codes),
-    )
+    layers = [Standardize(vqvae.standardize.mean, vqvae.standardize.std)]
+    for inputs in (observation_dim, hidden_dim):
+        layers += [nn.Linear(inputs, hidden_dim), *([nn.LayerNorm(hidden_dim)] if layer_norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden_dim, codes))
 
 
 def behavior_loss(behavior: nn.Module, observations: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -666,7 +664,8 @@ if __name__ == "__main__":
         capture_video(args.env_id, None, args.seed, device, Path(), episodes=0)
 
     vqvae = make_vqvae(args, dataset, device)
-    behavior, q, q_target = (code_network(vqvae, args.hidden_dim).to(device) for _ in range(3))
+    behavior = code_network(vqvae, args.hidden_dim).to(device)
+    q, q_target = (code_network(vqvae, args.hidden_dim, args.layer_norm).to(device) for _ in range(2))
     q_target.load_state_dict(q.state_dict())
     adamw = {"lr": args.learning_rate, "betas": (args.adam_b1, 0.999), "weight_decay": args.weight_decay, "fused": True}
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)

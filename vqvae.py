@@ -27,6 +27,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+CHUNK = 16384  # rows that encode and decode take at once, so that a million need little memory
+
 
 class Standardize(nn.Module):
     """(x - mean) / std, with mean and std (D,) kept as buffers, so that a checkpoint carries them."""
@@ -127,19 +129,20 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def embed(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Encoder outputs z (N, embedding_dim) before quantization, of (N, .) observations and actions, in chunks."""
-        chunks = zip(observations.split(16384), actions.split(16384))
+        chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
         return torch.cat([self.encoder(torch.cat([self.standardize(o), a], 1)) for o, a in chunks])
 
     @torch.no_grad()
     def encode(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Codes (N,) int64 in 0..K-1 of observations (N, observation_dim) and actions (N, action_dim)."""
-        chunks = zip(observations.split(16384), actions.split(16384))
+        chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
         return torch.cat([self.nearest(self.embed(o, a)) for o, a in chunks])
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Actions (N, action_dim) that codes (N,) stand for at observations (N, observation_dim); not clipped."""
-        return self.decoder(torch.cat([self.standardize(observations), self.codebook[codes]], 1))
+        chunks = zip(observations.split(CHUNK), codes.split(CHUNK))
+        return torch.cat([self.decoder(torch.cat([self.standardize(o), self.codebook[c]], 1)) for o, c in chunks])
 
     def evaluate(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, float]:
         """How well codes stand for actions: over (N, .) observations and actions,

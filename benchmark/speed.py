@@ -97,7 +97,8 @@ def main(args: Args) -> None:
             optimizer.step()
 
     def train_q(steps: Iterator[int]) -> None:
-        q, q_target, loss = code_network(vqvae, hidden), code_network(vqvae, hidden), compiled(cql_loss)
+        q, q_target = (code_network(vqvae, hidden, layer_norm=True) for _ in range(2))
+        loss = compiled(cql_loss)
         optimizer = torch.optim.AdamW(q.parameters(), fused=True)
         for _ in steps:
             index = torch.randint(rows, (args.batch_size,))

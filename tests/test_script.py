@@ -188,8 +188,8 @@ def test_resume_can_extend_a_run(finished, tmp_path):
 
 
 def test_the_papers_recipe_and_every_other_option_run(tmp_path):
-    paper = ["--value-scale=0", "--act-temperature=0", "--restart-every=0", "--no-standardize", "--adam-b1=0.001"]
-    run(*SMALL, *paper, "--weight-decay=1e-4", "--bc-steps=0", "--batch-size=32", folder=tmp_path)
+    paper = ["--value-scale=0", "--act-temperature=0", "--restart-every=0", "--no-standardize", "--no-layer-norm"]
+    run(*SMALL, *paper, "--adam-b1=0.001", "--weight-decay=1e-4", "--bc-steps=0", "--batch-size=32", folder=tmp_path)
 
 
 def bad_input(tmp_path, finished):
@@ -265,3 +265,21 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, case):
         assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert not any((tmp_path / "cache").glob("*"))
+
+
+def test_a_million_transitions_fit_in_their_size_plus_1_gb(tmp_path):
+    rng, count = np.random.default_rng(0), 1_000_000
+    path = tmp_path / "million.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"] = rng.standard_normal((count, 11), np.float32)
+        file["actions"] = rng.uniform(-1, 1, (count, 3)).astype(np.float32)
+        file["rewards"] = rng.standard_normal(count, np.float32)
+        file["terminals"] = np.zeros(count, bool)
+        file["timeouts"] = np.arange(count) % 1000 == 999
+    flags = ["--env-id=hopper-medium-v2", f"--dataset-path={path}", "--runs-dir", tmp_path / "runs", "--hidden-dim=64"]
+    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    child = [sys.executable, "-c", code, *command(*SMALL, *flags)]
+    done = subprocess.run(child, capture_output=True, text=True, check=True)
+    kilobytes = int(done.stdout.splitlines()[-1])
+    assert kilobytes * 1024 < path.stat().st_size + 2**30
