@@ -499,11 +499,12 @@ class Run:
         path = self.folder / "checkpoint.pt"
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            fail(f"--resume: {path} is not a readable checkpoint ({str(error).splitlines()[0]})")
+        try:
             for name, part in self.parts.items():
                 state = checkpoint["parts"][name]
                 part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            fail(f"--resume: {path} is not a readable checkpoint ({error})")
         except (RuntimeError, ValueError, KeyError) as error:
             fail(f"--resume: {path} is of another architecture ({str(error).splitlines()[0]})")
         self.steps_done, self.evaluations = checkpoint["steps_done"], checkpoint["evaluations"]
