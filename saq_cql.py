@@ -23,6 +23,8 @@ import io
 import json
 import os
 import pickle
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -420,12 +422,14 @@ def parse_args(args_class: type):
         fail("--track needs Weights & Biases: pip install wandb")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
     return args
 
 
 def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
     """A new VQ-VAE for the dataset, or the one in `args.vqvae_path`, which must have the same shape."""
-    mean, std = dataset.observations.mean(0), dataset.observations.std(0) + 1e-3
+    mean, std = dataset.observations.mean(0), dataset.observations.std(0, unbiased=False) + 1e-3
     vqvae = VQVAE(
         observation_dim=dataset.observations.shape[1],
         action_dim=dataset.actions.shape[1],
@@ -483,6 +487,8 @@ class Run:
             wandb.init(project="saq", name=self.folder.name, config=asdict(args), sync_tensorboard=True)
         self.writer = SummaryWriter(self.folder)
         print(f"writing to {self.folder}")
+        again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(again))
 
     def save_checkpoint(self) -> None:
         states = {k: p.get_state() if isinstance(p, torch.Generator) else p.state_dict() for k, p in self.parts.items()}
@@ -678,9 +684,11 @@ if __name__ == "__main__":
     compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
     behavior_loss, cql_loss = map(compiled, (behavior_loss, cql_loss)) if args.compile else (behavior_loss, cql_loss)
 
+    sample = slice(None, None, max(1, len(dataset.actions) // 4096))
+
     def log_vqvae(step: int, metrics: dict[str, torch.Tensor]) -> None:
         if step % LOG_EVERY == 0 or step == args.vqvae_steps:
-            metrics = metrics | vqvae.evaluate(dataset.observations[:4096], dataset.actions[:4096])
+            metrics = metrics | vqvae.evaluate(dataset.observations[sample], dataset.actions[sample])
         run.metrics = metrics
 
     def policy(observations: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -721,7 +729,7 @@ if __name__ == "__main__":
         behavior_optimizer.step()
 
     # Conservative Q-learning on the codes.
-    scale = args.value_scale / largest_return(dataset, args.gamma) if args.value_scale else 1.0
+    scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
     rewards = scale * dataset.rewards
     for step in run.steps("rl", args.total_steps, "losses/"):
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)

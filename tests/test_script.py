@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,28 @@ def test_resume_can_extend_a_run(finished, tmp_path):
 def test_the_papers_recipe_and_every_other_option_run(tmp_path):
     paper = ["--value-scale=0", "--act-temperature=0", "--restart-every=0", "--no-standardize", "--no-layer-norm"]
     run(*SMALL, *paper, "--adam-b1=0.001", "--weight-decay=1e-4", "--bc-steps=0", "--batch-size=32", folder=tmp_path)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_compiled_losses_give_the_same_numbers(finished, tmp_path):
+    folder, _ = finished
+    run(*SMALL, "--compile", folder=tmp_path)
+    first, second = (torch.load(f / "model.pt", weights_only=True)["q"] for f in (folder, only_run(tmp_path / "runs")))
+    for key, value in first.items():
+        torch.testing.assert_close(value, second[key], atol=1e-3, rtol=1e-2)
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path):
+    process = subprocess.Popen(
+        command(*LONGER), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not process.stdout.readline().startswith("vqvae"):
+        pass
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 1
+    assert error.startswith("interrupted; to continue: python ") and "--resume runs" in error
+    assert "Traceback" not in error
 
 
 def bad_input(tmp_path, finished):
