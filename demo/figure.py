@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -24,9 +23,9 @@ DEMO = "fetch-pick-and-place-demo-v0"
 @dataclass
 class Args:
     run: Path
-    """folder of a finished run on the demo dataset with --capture-video"""
-    output: Path = Path("demo")
-    """folder to write codebook.png and policy.png into"""
+    """folder of a finished run on the demo dataset"""
+    output: Path = Path("demo/codebook.png")
+    """picture to write"""
 
 
 def draw_codebook(vqvae: VQVAE, path: Path) -> None:
@@ -35,7 +34,7 @@ def draw_codebook(vqvae: VQVAE, path: Path) -> None:
     observations, actions = dataset.observations, dataset.actions
     codes = vqvae.encode(observations, actions)
     colours = plt.get_cmap("hsv")(np.random.default_rng(0).permutation(len(vqvae.codebook)) / len(vqvae.codebook))
-    # the block lies 10 cm to the left of and below the gripper; the gripper holds the block and the goal is far
+    # block 8 cm left of and below the gripper; block in the gripper and goal 8 cm right of and 10 cm above it
     reaching = (observations[:, 3:6] - observations[:, :3] - torch.tensor([0.0, 0.08, -0.08])).norm(dim=1)
     carrying = (observations[:, 25:28] - observations[:, 3:6] - torch.tensor([0.0, -0.08, 0.1])).norm(dim=1)
     carrying += 10 * (observations[:, 3:6] - observations[:, :3]).norm(dim=1)
@@ -56,16 +55,6 @@ def draw_codebook(vqvae: VQVAE, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_policy(video: Path, path: Path, frames: int = 6) -> None:
-    """A strip of frames of the first episode in `video`, whose last ten frames repeat its end."""
-    images = imageio.imread(video)
-    still = [i for i in range(len(images) - 9) if all((images[i] == images[i + k]).all() for k in range(10))]
-    picked = np.linspace(0, still[0], frames).round().astype(int)
-    imageio.imwrite(path, np.concatenate(images[picked], axis=1))
-
-
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    draw_codebook(VQVAE.load(args.run / "vqvae.pt"), args.output / "codebook.png")
-    draw_policy(args.run / "video.gif", args.output / "policy.png")
-    print(f"{args.output / 'codebook.png'}, {args.output / 'policy.png'}")
+    draw_codebook(VQVAE.load(args.run / "vqvae.pt"), args.output)
