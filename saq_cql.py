@@ -484,7 +484,9 @@ class Run:
         if args.track:
             import wandb
 
-            wandb.init(project="saq", name=self.folder.name, config=asdict(args), sync_tensorboard=True)
+            wandb.init(
+                project="saq", name=self.folder.name, dir=self.folder, config=asdict(args), sync_tensorboard=True
+            )
         self.writer = SummaryWriter(self.folder)
         print(f"writing to {self.folder}")
         again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"
