@@ -473,7 +473,7 @@ class Run:
             self.folder = Path(args.runs_dir) / name
             self.folder.mkdir(parents=True)
             self.save_checkpoint()
-        git = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+        git = [shutil.which("git") or "true", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
         description = {
             "args": asdict(args) | {"resume": None},
             "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")},
