@@ -178,7 +178,20 @@ class VQVAE(nn.Module):
         return model.to(device)
 
 
-@torch.no_grad()
+def initialize_codebook(
+    model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator
+) -> None:
+    """Put the codebook on the k-means centers (Lloyd's algorithm) of the encoder outputs of 8192 random rows."""
+    z = sample_embeddings(model, observations, actions, generator)
+    with torch.no_grad():
+        model.codebook.copy_(z[: len(model.codebook)])
+        for _ in range(10):
+            codes = model.nearest(z)
+            counts = torch.bincount(codes, minlength=len(model.codebook))[:, None]
+            sums = torch.zeros_like(model.codebook).index_add_(0, codes, z)
+            model.codebook.copy_(torch.where(counts > 0, sums / counts, model.codebook))
+
+
 def restart_unused_codes(
     model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator
 ) -> None:
@@ -186,13 +199,21 @@ def restart_unused_codes(
 
     Moved all the way to z, where the decoder has seen nothing, it would multiply the reconstruction error for a while.
     """
-    index = torch.randint(len(actions), (8192,), generator=generator, device=actions.device)
-    z = model.embed(observations[index], actions[index])
-    codes = model.nearest(z)
-    unused = torch.bincount(codes, minlength=len(model.codebook)) == 0
-    first = slice(len(model.codebook))
-    beside = torch.lerp(model.codebook[codes[first]], z[first], 0.1)
-    model.codebook.copy_(torch.where(unused[:, None], beside, model.codebook))
+    z = sample_embeddings(model, observations, actions, generator)
+    with torch.no_grad():
+        codes = model.nearest(z)
+        unused = torch.bincount(codes, minlength=len(model.codebook)) == 0
+        first = slice(len(model.codebook))
+        beside = torch.lerp(model.codebook[codes[first]], z[first], 0.1)
+        model.codebook.copy_(torch.where(unused[:, None], beside, model.codebook))
+
+
+def sample_embeddings(
+    model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator, rows: int = 8192
+) -> torch.Tensor:
+    """Encoder outputs (rows, embedding_dim) of rows drawn with replacement."""
+    index = torch.randint(len(actions), (rows,), generator=generator, device=actions.device)
+    return model.embed(observations[index], actions[index])
 
 
 def train_vqvae(
@@ -215,7 +236,8 @@ def train_vqvae(
         batch_size: rows per gradient step.
         optimizer: left out, Adam with learning rate 3e-4.
         generator: draws the rows, on the model's device; left out, one of seed 0.
-        restart_every: every so many steps codes in no use move beside codes in use; 0: never, as in the paper.
+        restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
+            that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
         compile: compile the loss with torch.compile.
         on_step: called as `on_step(step, metrics)` after every step, metrics as `VQVAE.loss` returns them.
     """
@@ -225,7 +247,9 @@ def train_vqvae(
         generator = torch.Generator(actions.device).manual_seed(0)
     loss = torch.compile(model.loss, mode="reduce-overhead" if actions.is_cuda else None) if compile else model.loss
     for step in range(1, steps + 1) if isinstance(steps, int) else steps:
-        if restart_every and step % restart_every == 0:
+        if restart_every and step == 1:
+            initialize_codebook(model, observations, actions, generator)
+        elif restart_every and step % restart_every == 0:
             restart_unused_codes(model, observations, actions, generator)
         index = torch.randint(len(actions), (batch_size,), generator=generator, device=actions.device)
         metrics = loss(observations[index], actions[index])

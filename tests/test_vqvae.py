@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae import VQVAE, restart_unused_codes, train_vqvae
+from vqvae import VQVAE, initialize_codebook, restart_unused_codes, train_vqvae
 
 
 def make(observation_dim=5, action_dim=3, **kwargs):
@@ -93,6 +93,14 @@ def test_initialization_has_the_stated_variances():
     assert model.encoder[4].weight.abs().max().item() == pytest.approx((3e-2 / 512) ** 0.5, rel=0.01)
     assert model.codebook.abs().max().item() == pytest.approx((3 / 64) ** 0.5, rel=0.01)
     assert all((layer.bias == 0).all() for layer in model.decoder if hasattr(layer, "bias"))
+
+
+def test_kmeans_initialization_lowers_the_quantization_error():
+    model, (observations, actions) = make(), batch(2000)
+    before = model.loss(observations, actions)["commitment"]
+    initialize_codebook(model, observations, actions, torch.Generator().manual_seed(0))
+    assert model.loss(observations, actions)["commitment"] < 0.5 * before
+    assert model.evaluate(observations, actions)["codes_used"] == 16
 
 
 def test_restart_moves_the_unused_codes_and_no_other():
