@@ -73,7 +73,7 @@ class Args:
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
     restart_every: int = 500
-    """VQ-VAE steps between restarts of unused codes; 0: never (the paper)"""
+    """VQ-VAE steps between restarts of unused codes, after a k-means start; 0: neither (the paper)"""
     learning_rate: float = 3e-4
     """learning rate of every network"""
     adam_b1: float = 0.9
