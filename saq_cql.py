@@ -10,7 +10,7 @@ the largest return of the dataset at `value_scale`, so that one T and one alpha 
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
 CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper. The paper's own recipe:
---value-scale 0 --act-temperature 0 --restart-every 0 --no-standardize --no-layer-norm.
+--value-scale 0 --greedy --restart-every 0 --no-standardize --no-layer-norm.
 
     python saq_cql.py                                # the demo dataset in this repository: a robot arm picks and places
     python saq_cql.py --env-id hopper-medium-v2      # D4RL
@@ -60,8 +60,6 @@ class Args:
     """seed of networks, batches and evaluation episodes"""
     vqvae_steps: int = 500_000
     """gradient steps of the VQ-VAE"""
-    bc_steps: int = 50_000
-    """gradient steps of the behavior policy over codes"""
     total_steps: int = 1_000_000
     """gradient steps of the Q-function"""
     batch_size: int = 256
@@ -77,9 +75,9 @@ class Args:
     learning_rate: float = 3e-4
     """learning rate of every network"""
     adam_b1: float = 0.9
-    """AdamW's beta1 for Q and behavior policy (the paper's published runs: 0.001)"""
+    """AdamW's beta1 for Q (the paper's published runs: 0.001)"""
     weight_decay: float = 1e-3
-    """AdamW's weight decay for Q and behavior policy (the paper's published runs: 1e-4)"""
+    """AdamW's weight decay for Q (the paper's published runs: 1e-4)"""
     gamma: float = 0.99
     """discount factor"""
     alpha: float = 20.0
@@ -91,7 +89,9 @@ class Args:
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     act_temperature: float = 0.3
-    """temperature of the softmax over Q that actions are sampled from; 0: argmax (the paper)"""
+    """temperature of the softmax over Q that codes are sampled from"""
+    greedy: bool = False
+    """act by the most probable code (the paper) in place of sampling; both are evaluated after the last step"""
     target_period: int = 200
     """gradient steps between hard copies of Q to its target network"""
     eval_every: int = 10_000
@@ -336,6 +336,13 @@ def act(policy: Policy, env: gym.Env, observations: np.ndarray, generator: torch
     return np.clip(actions, env.action_space.low, env.action_space.high)
 
 
+def choose(logits: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
+    """Codes (B,) int64 from logits (B, K): the most probable, or sampled from their softmax."""
+    if greedy:
+        return logits.argmax(1)
+    return torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
+
+
 class Evaluation(NamedTuple):
     """One row an episode: its seed, undiscounted return, length in steps and normalized score."""
 
@@ -411,10 +418,10 @@ def parse_args(args_class: type):
     args = tyro.cli(args_class)
     if args.resume:
         try:
-            saved = json.loads((Path(args.resume) / "args.json").read_text())["args"]
-        except (OSError, ValueError, KeyError) as error:
-            fail(f"--resume {args.resume}: not the folder of a run ({error})")
-        args = tyro.cli(args_class, default=args_class(**saved))
+            saved = args_class(**json.loads((Path(args.resume) / "args.json").read_text())["args"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            fail(f"--resume {args.resume}: not the folder of a run of {Path(__file__).name} ({error})")
+        args = tyro.cli(args_class, default=saved)
     if args.env_id not in TASKS:
         near = difflib.get_close_matches(args.env_id, TASKS, n=3, cutoff=0.0)
         fail(f"unknown --env-id {args.env_id}; did you mean {', '.join(near)}?")
@@ -424,6 +431,8 @@ def parse_args(args_class: type):
         fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
+    if args.capture_video:
+        capture_video(args.env_id, None, args.seed, torch.device("cpu"), Path(), episodes=0)
     return args
 
 
@@ -448,6 +457,15 @@ def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
                 fail(f"--vqvae-path {args.vqvae_path} has {name} {trained.config[name]}, this run needs {wanted}")
         return trained
     return vqvae
+
+
+def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
+    """Two hidden layers from observations (B, observation_dim), normalized as in the VQ-VAE, to (B, outputs)."""
+    layers = [Standardize(vqvae.standardize.mean, vqvae.standardize.std)]
+    for inputs in (vqvae.config["observation_dim"], hidden_dim):
+        norm = [nn.LayerNorm(hidden_dim)] if layer_norm else []
+        layers += [nn.Linear(inputs, hidden_dim), *norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
 class Run:
@@ -535,7 +553,7 @@ class Run:
                 for name, value in values.items():
                     self.writer.add_scalar(f"{tag}{name}", value, step)
                 steps_per_second = (step - last_step) / (time.time() - last_time)
-                self.writer.add_scalar(f"charts/SPS{'' if phase == 'rl' else '_' + phase}", steps_per_second, step)
+                self.writer.add_scalar(f"charts/SPS{'' if tag == 'losses/' else '_' + phase}", steps_per_second, step)
                 last_step, last_time = step, time.time()
                 bar.set_postfix(values)
                 if bar.disable and (step * 10 // total > (step - LOG_EVERY) * 10 // total or step == total):
@@ -556,28 +574,36 @@ class Run:
         self.writer.add_scalar("eval/episodic_length", result.lengths.mean(), step)
         return result
 
-    def finish(self, dataset: Dataset, scores: dict[str, Evaluation], modules: dict[str, nn.Module], **facts) -> None:
-        """Write model.pt and result.json, and print the scores beside the dataset's own.
+    def finish(self, name: str, policy: Policy, dataset: Dataset, modules: dict[str, nn.Module], **facts) -> None:
+        """Evaluate the last policy, write model.pt, result.json and video.gif, and print the scores beside the data's.
 
         Args:
-            scores: evaluations by the name of the policy; the first is the algorithm's.
-            modules: what `model.pt` holds beside the arguments.
+            name: the algorithm's, for the printed table.
+            policy: takes `greedy` too; the way of choosing codes that `args.greedy` did not ask for is also evaluated.
+            modules: what model.pt holds beside the arguments.
             facts: more entries of result.json.
         """
+        args, device = self.args, dataset.actions.device
+        final = self.evaluate(policy, args.final_eval_episodes, args.total_steps, device)
+        other = evaluate(
+            args.env_id, partial(policy, greedy=not args.greedy), args.final_eval_episodes, args.seed, device
+        )
+        scores = {name: final, f"{name}, {'sampled' if args.greedy else 'argmax'}": other}
+        if args.capture_video:
+            capture_video(args.env_id, policy, args.seed, device, self.folder / "video.gif")
         with replacing(self.folder / "model.pt") as file:
-            torch.save({"args": asdict(self.args), **{name: m.state_dict() for name, m in modules.items()}}, file)
-        data_scores = normalized_score(self.args.env_id, dataset.episode_returns)
-        final = next(iter(scores.values()))
+            torch.save({"args": asdict(args), **{name: m.state_dict() for name, m in modules.items()}}, file)
+        data_scores = normalized_score(args.env_id, dataset.episode_returns)
         result = {
-            "env_id": self.args.env_id,
+            "env_id": args.env_id,
             "algorithm": Path(__file__).stem,
-            "seed": self.args.seed,
+            "seed": args.seed,
             "normalized_score": final.scores.mean(),
             "normalized_scores": final.scores.tolist(),
             "dataset_normalized_return": data_scores.mean(),
-            "total_steps": self.args.total_steps,
+            "total_steps": args.total_steps,
             "wall_clock_seconds": time.time() - self.started,
-            "baselines": {name: e.scores.mean() for name, e in scores.items() if e is not final},
+            "scores": {name: e.scores.mean() for name, e in scores.items()},
             **facts,
         }
         with replacing(self.folder / "result.json") as file:
@@ -590,27 +616,41 @@ class Run:
         print(f"\n{result['wall_clock_seconds']:.0f} seconds; all of it in {self.folder}")
 
 
-# ---- end of the shared section --------------------------------------------------------------------------------------
+def learn_codes(
+    args, run: Run, dataset: Dataset, vqvae: VQVAE, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Train the VQ-VAE, unless `args.vqvae_path` gave a trained one, and look up the code of every row, once.
 
-
-def code_network(vqvae: VQVAE, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
-    """An MLP from observations (B, observation_dim) to one number per code (B, K): Q-values or logits."""
-    observation_dim, codes = vqvae.config["observation_dim"], vqvae.config["codebook_size"]
-    layers = [Standardize(vqvae.standardize.mean, vqvae.standardize.std)]
-    for inputs in (observation_dim, hidden_dim):
-        layers += [nn.Linear(inputs, hidden_dim), *([nn.LayerNorm(hidden_dim)] if layer_norm else []), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden_dim, codes))
-
-
-def behavior_loss(behavior: nn.Module, observations: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Cross-entropy of the behavior policy pi_b(k|s) on the dataset's codes.
-
-    Args:
-        behavior: maps observations to logits (B, K).
-        observations: (B, observation_dim) float32.
-        codes: (B,) int64.
+    Returns:
+        codes (M,) int64, and how well they stand for the actions, as `VQVAE.evaluate` says it.
     """
-    return {"loss": F.cross_entropy(behavior(observations), codes)}
+    sample = slice(None, None, max(1, len(dataset.actions) // 4096))
+
+    def log(step: int, metrics: dict[str, torch.Tensor]) -> None:
+        if step % LOG_EVERY == 0 or step == args.vqvae_steps:
+            metrics = metrics | vqvae.evaluate(dataset.observations[sample], dataset.actions[sample])
+        run.metrics = metrics
+
+    if not args.vqvae_path:
+        train_vqvae(
+            vqvae,
+            dataset.observations,
+            dataset.actions,
+            run.steps("vqvae", args.vqvae_steps, "vqvae/"),
+            batch_size=args.batch_size,
+            optimizer=optimizer,
+            generator=generator,
+            restart_every=args.restart_every,
+            compile=args.compile,
+            on_step=log,
+        )
+    vqvae.save(run.folder / "vqvae.pt")
+    quality = vqvae.evaluate(dataset.observations, dataset.actions)
+    print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
+    return vqvae.encode(dataset.observations, dataset.actions), quality
+
+
+# ---- end of the shared section --------------------------------------------------------------------------------------
 
 
 def cql_loss(
@@ -669,66 +709,24 @@ if __name__ == "__main__":
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     dataset = load_dataset(args.env_id, args.dataset_path, make_env(args.env_id), device)
-    if args.capture_video:
-        capture_video(args.env_id, None, args.seed, device, Path(), episodes=0)
 
     vqvae = make_vqvae(args, dataset, device)
-    behavior = code_network(vqvae, args.hidden_dim).to(device)
-    q, q_target = (code_network(vqvae, args.hidden_dim, args.layer_norm).to(device) for _ in range(2))
+    q, q_target = (mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm).to(device) for _ in range(2))
     q_target.load_state_dict(q.state_dict())
-    adamw = {"lr": args.learning_rate, "betas": (args.adam_b1, 0.999), "weight_decay": args.weight_decay, "fused": True}
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
-    behavior_optimizer = torch.optim.AdamW(behavior.parameters(), **adamw)
-    q_optimizer = torch.optim.AdamW(q.parameters(), **adamw)
-    parts = {"vqvae": vqvae, "behavior": behavior, "q": q, "q_target": q_target, "generator": generator}
-    optimizers = {"vqvae_adam": vqvae_optimizer, "behavior_adam": behavior_optimizer, "q_adam": q_optimizer}
-    run = Run(args, parts | optimizers)
-    compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
-    behavior_loss, cql_loss = map(compiled, (behavior_loss, cql_loss)) if args.compile else (behavior_loss, cql_loss)
+    q_optimizer = torch.optim.AdamW(
+        q.parameters(), args.learning_rate, (args.adam_b1, 0.999), weight_decay=args.weight_decay, fused=True
+    )
+    parts = {"vqvae": vqvae, "q": q, "q_target": q_target, "generator": generator}
+    run = Run(args, parts | {"vqvae_adam": vqvae_optimizer, "q_adam": q_optimizer})
+    if args.compile:
+        cql_loss = torch.compile(cql_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
-    sample = slice(None, None, max(1, len(dataset.actions) // 4096))
+    def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
+        return vqvae.decode(observations, choose(q(observations) / args.act_temperature, greedy, generator))
 
-    def log_vqvae(step: int, metrics: dict[str, torch.Tensor]) -> None:
-        if step % LOG_EVERY == 0 or step == args.vqvae_steps:
-            metrics = metrics | vqvae.evaluate(dataset.observations[sample], dataset.actions[sample])
-        run.metrics = metrics
-
-    def policy(observations: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        values = q(observations)
-        if args.act_temperature:
-            chances = torch.softmax(values / args.act_temperature, 1)
-            return vqvae.decode(observations, torch.multinomial(chances, 1, generator=generator).squeeze(1))
-        return vqvae.decode(observations, values.argmax(1))
-
-    def imitation(observations: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return vqvae.decode(observations, behavior(observations).argmax(1))
-
-    # The codebook, then the code of every row, once.
-    if not args.vqvae_path:
-        train_vqvae(
-            vqvae,
-            dataset.observations,
-            dataset.actions,
-            run.steps("vqvae", args.vqvae_steps, "vqvae/"),
-            batch_size=args.batch_size,
-            optimizer=vqvae_optimizer,
-            generator=generator,
-            restart_every=args.restart_every,
-            compile=args.compile,
-            on_step=log_vqvae,
-        )
-    vqvae.save(run.folder / "vqvae.pt")
-    codes = vqvae.encode(dataset.observations, dataset.actions)
-    vqvae_quality = vqvae.evaluate(dataset.observations, dataset.actions)
-    print(", ".join(f"{name} {value:.4g}" for name, value in vqvae_quality.items()))
-
-    # Imitation of the codes: what Q-learning has to beat.
-    for _ in run.steps("bc", args.bc_steps, "losses/bc_"):
-        rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        run.metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
-        behavior_optimizer.zero_grad()
-        run.metrics["loss"].backward()
-        behavior_optimizer.step()
+    # The codebook, and the code of every row, once.
+    codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)
 
     # Conservative Q-learning on the codes.
     scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
@@ -756,15 +754,4 @@ if __name__ == "__main__":
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    scores = {"SAQ-CQL": run.evaluate(policy, args.final_eval_episodes, args.total_steps, device)}
-    if args.bc_steps:
-        scores["imitation of the codes"] = evaluate(args.env_id, imitation, args.final_eval_episodes, args.seed, device)
-    if args.capture_video:
-        capture_video(args.env_id, policy, args.seed, device, run.folder / "video.gif")
-    run.finish(
-        dataset,
-        scores,
-        {"q": q, "behavior": behavior},
-        vqvae=vqvae_quality,
-        reward_scale=scale,
-    )
+    run.finish("SAQ-CQL", policy, dataset, {"q": q}, vqvae=vqvae_quality, reward_scale=scale)

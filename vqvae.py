@@ -93,7 +93,7 @@ class VQVAE(nn.Module):
         nn.init.uniform_(layers[-1].weight, -bound, bound)
         for layer in layers:
             nn.init.zeros_(layer.bias)
-        return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+        return nn.Sequential(layers[0], nn.ReLU(inplace=True), layers[1], nn.ReLU(inplace=True), layers[2])
 
     @torch.no_grad()
     def nearest(self, z: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saq_cql import behavior_loss, code_network, cql_loss
+from saq_brac import TwinQ, brac_loss
+from saq_cql import cql_loss, mlp
+from saq_iql import behavior_loss, iql_loss
 from vqvae import VQVAE, train_vqvae
 
 
@@ -36,6 +39,8 @@ class Args:
     """number of observation dimensions (demo dataset: 28)"""
     action_dim: int = 4
     """number of action dimensions (demo dataset: 4)"""
+    layer_norm: bool = True
+    """normalize the hidden layers of Q and V, as the algorithm files do by default"""
     compile: bool = False
     """compile the losses"""
 
@@ -78,47 +83,73 @@ def main(args: Args) -> None:
     rows = 20_000
     observations, actions = torch.randn(rows + 1, obs), torch.rand(rows + 1, act) * 2 - 1
     table, rewards, terminals = torch.randint(codes, (rows,)), torch.randn(rows), torch.zeros(rows)
+    log_behavior = torch.randn(rows + 1, codes).log_softmax(1)
     vqvae = VQVAE(obs, act, codebook_size=codes, hidden_dim=hidden)
+    compiled = torch.compile if args.compile else lambda function: function
+
+    def net(outputs: int = codes) -> torch.nn.Module:
+        return mlp(vqvae, outputs, hidden, layer_norm=args.layer_norm)
+
+    def averaged(model: torch.nn.Module) -> AveragedModel:
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+
+    def train(loss, models: list[torch.nn.Module], after: Callable[[], None] = lambda: None) -> Callable:
+        optimizer = torch.optim.AdamW([p for model in models for p in model.parameters()], fused=True)
+
+        def run(steps: Iterator[int]) -> None:
+            for _ in steps:
+                metrics = loss(torch.randint(rows, (args.batch_size,)))
+                optimizer.zero_grad()
+                metrics["loss"].backward()
+                optimizer.step()
+                after()
+
+        return run
+
+    def batch(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return observations[index], table[index], rewards[index], observations[index + 1]
+
+    behavior, q, q_target, v, twin = mlp(vqvae, codes, hidden), net(), net(), net(1), TwinQ(net(), net())
+    q_average, twin_average = averaged(q), averaged(twin)
+    losses = map(compiled, (behavior_loss, cql_loss, iql_loss, brac_loss))
+    behavior_step, cql_step, iql_step, brac_step = losses
+
     latent = vqvae.config["embedding_dim"]
     encoder = [(obs + act, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, latent, "ywx")]
     decoder = [(obs + latent, hidden, "ywx"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
     q_layers = [(obs, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, codes, "ywx")]
-    next_q_layers = [(i, o, "y") for i, o, _ in q_layers]
-    compiled = torch.compile if args.compile else lambda function: function
-
-    def train_behavior(steps: Iterator[int]) -> None:
-        behavior, loss = code_network(vqvae, hidden), compiled(behavior_loss)
-        optimizer = torch.optim.AdamW(behavior.parameters(), fused=True)
-        for _ in steps:
-            index = torch.randint(rows, (args.batch_size,))
-            metrics = loss(behavior, observations[index], table[index])
-            optimizer.zero_grad()
-            metrics["loss"].backward()
-            optimizer.step()
-
-    def train_q(steps: Iterator[int]) -> None:
-        q, q_target = (code_network(vqvae, hidden, layer_norm=True) for _ in range(2))
-        loss = compiled(cql_loss)
-        optimizer = torch.optim.AdamW(q.parameters(), fused=True)
-        for _ in steps:
-            index = torch.randint(rows, (args.batch_size,))
-            batch = (observations[index], table[index], rewards[index], observations[index + 1], terminals[index])
-            metrics = loss(q, q_target, *batch, 0.99, 20.0, 1.0)
-            optimizer.zero_grad()
-            metrics["loss"].backward()
-            optimizer.step()
-
+    v_layers = [*q_layers[:2], (hidden, 1, "ywx")]
+    forward_q, forward_v = ([(i, o, "y") for i, o, _ in layers] for layers in (q_layers, v_layers))
     phases = {
         "VQ-VAE": (
             lambda steps: train_vqvae(vqvae, observations, actions, steps, args.batch_size, compile=args.compile),
             [*encoder, (latent, codes, "y"), *decoder],
         ),
-        "behavior policy": (train_behavior, q_layers),
-        "SAQ-CQL": (train_q, q_layers + 2 * next_q_layers),
+        "SAQ-BC, pi_b": (train(lambda i: behavior_step(behavior, observations[i], table[i]), [behavior]), q_layers),
+        "SAQ-CQL": (
+            train(lambda i: cql_step(q, q_target, *batch(i), terminals[i], 0.99, 20.0, 1.0), [q]),
+            q_layers + 2 * forward_q,
+        ),
+        "SAQ-IQL": (
+            train(
+                lambda i: iql_step(q, q_average, v, *batch(i), terminals[i], 0.99, 0.7),
+                [q, v],
+                lambda: q_average.update_parameters(q),
+            ),
+            q_layers + v_layers + forward_q + forward_v,
+        ),
+        "SAQ-BRAC": (
+            train(
+                lambda i: brac_step(twin, twin_average, *batch(i), log_behavior[i + 1], terminals[i], 0.99, 3.0),
+                [twin],
+                lambda: twin_average.update_parameters(twin),
+            ),
+            2 * q_layers + 2 * forward_q,
+        ),
     }
-    for name, (train, layers) in phases.items():
+    for name, (run, layers) in phases.items():
         times: list[tuple[float, float]] = []
-        train(in_turns(args.steps, multiplications(args.batch_size, layers), times))
+        run(in_turns(args.steps, multiplications(args.batch_size, layers), times))
         step, bare = 1e3 * np.median(times[20:], axis=0)
         print(f"{name:<16} step {step:7.2f} ms   multiplications {bare:7.2f} ms   ratio {step / bare:.2f}", flush=True)
 

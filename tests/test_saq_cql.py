@@ -5,24 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import GAMMA, batch
 
-from saq_cql import Dataset, behavior_loss, code_network, cql_loss, largest_return
-from vqvae import VQVAE, train_vqvae
-
-
-def networks(codes=6, hidden_dim=16):
-    vqvae = VQVAE(4, 2, codebook_size=codes, hidden_dim=8)
-    return [code_network(vqvae, hidden_dim) for _ in range(2)]
+from saq_cql import Dataset, cql_loss, largest_return, mlp
+from vqvae import VQVAE
 
 
-def batch(codes=6, rows=32):
-    return {
-        "observations": torch.randn(rows, 4),
-        "codes": torch.randint(codes, (rows,)),
-        "rewards": torch.randn(rows),
-        "next_observations": torch.randn(rows, 4),
-        "terminals": (torch.rand(rows) < 0.3).float(),
-    }
+def networks():
+    return [mlp(VQVAE(4, 2, hidden_dim=8), 6, 16) for _ in range(2)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 5.0])
@@ -70,15 +60,6 @@ def test_conservative_gradient_is_softmax_minus_data():
     torch.testing.assert_close(values.grad, 3.0 / 8 * (torch.softmax(values.detach() / 0.5, 1) - onehot))
 
 
-def test_behavior_loss_is_the_mean_negative_log_likelihood():
-    network, data = networks()[0], batch()
-    chances = torch.softmax(network(data["observations"]), 1)
-    expected = -np.mean([math.log(chances[i, code].item()) for i, code in enumerate(data["codes"])])
-    assert behavior_loss(network, data["observations"], data["codes"])["loss"].item() == pytest.approx(
-        expected, rel=1e-5
-    )
-
-
 def test_largest_return_restarts_at_terminals_and_time_outs():
     rewards = torch.tensor([1.0, 2.0, 4.0, -16.0, 0.0, 8.0])
     terminals = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
@@ -92,60 +73,18 @@ def test_largest_return_restarts_at_terminals_and_time_outs():
     assert largest_return(dataset, 0.5) == pytest.approx(4.0)
 
 
-def chain(rows=6000, states=4, seed=0):
-    """A corridor with a continuous action: it moves right where |a - best(s)| < 0.4, else it stays and pays.
-
-    In state s the good actions lie around best(s); the last state's good action ends the episode with reward 1, every
-    other step costs 0.05. The data act uniformly at random. With discount 0.9 the optimal value of the first state is
-    -0.05 (1 + 0.9 + 0.81) + 0.9^3, that of a random policy far lower.
-    """
-    rng = np.random.default_rng(seed)
-    best = np.array([-0.6, 0.5, -0.1, 0.6], np.float32)
-    state = rng.integers(states, size=rows)
-    actions = rng.uniform(-1, 1, rows).astype(np.float32)
-    right = np.abs(actions - best[state]) < 0.4
-    terminals = right & (state == states - 1)
-    next_state = np.minimum(state + right, states - 1)
-    eye = torch.eye(states)
-    return best, {
-        "observations": eye[state],
-        "actions": torch.from_numpy(actions)[:, None],
-        "rewards": torch.from_numpy(np.where(terminals, 1.0, -0.05).astype(np.float32)),
-        "next_observations": eye[next_state],
-        "terminals": torch.from_numpy(terminals.astype(np.float32)),
-    }
-
-
-def test_saq_cql_finds_the_optimum_of_a_known_mdp():
-    best, data = chain()
-    gamma, generator = 0.9, torch.Generator().manual_seed(0)
-    vqvae = VQVAE(4, 1, codebook_size=16, hidden_dim=64)
-    train_vqvae(vqvae, data["observations"], data["actions"], 2000, generator=generator)
-    codes = vqvae.encode(data["observations"], data["actions"])
-    q, q_target = (code_network(vqvae, 64) for _ in range(2))
+def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor):
+    q, q_target = (mlp(corridor.vqvae, 16, 64) for _ in range(2))
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3)
     scale = 100.0
-    for step in range(3000):
-        rows = torch.randint(len(codes), (256,), generator=generator)
-        loss = cql_loss(
-            q,
-            q_target,
-            data["observations"][rows],
-            codes[rows],
-            scale * data["rewards"][rows],
-            data["next_observations"][rows],
-            data["terminals"][rows],
-            gamma=gamma,
-            alpha=1.0,
-            temperature=1.0,
-        )["loss"]
+    for step, data in enumerate(corridor.batches(3000)):
+        data["rewards"] *= scale
+        loss = cql_loss(q, q_target, **data, gamma=GAMMA, alpha=1.0, temperature=1.0)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 50 == 0:
             q_target.load_state_dict(q.state_dict())
     states = torch.eye(4)
-    actions = vqvae.decode(states, q(states).argmax(1)).squeeze(1).numpy()
-    assert np.all(np.abs(actions - best) < 0.4), "the greedy policy moves right in every state"
-    optimal = [-0.05 * sum(gamma**t for t in range(3 - s)) + gamma ** (3 - s) for s in range(4)]
-    np.testing.assert_allclose(q(states).max(1).values.detach() / scale, optimal, atol=0.1)
+    assert corridor.moves_right(q(states).argmax(1)).all(), "the greedy policy moves right in every state"
+    np.testing.assert_allclose(q(states).max(1).values.detach() / scale, corridor.optimal_values, atol=0.1)

@@ -1,4 +1,4 @@
-"""`python saq_cql.py` as a user runs it: outputs, determinism, kill -9 and --resume, sharing a VQ-VAE, bad input."""
+"""The algorithm files as a user runs them: outputs, determinism, kill -9 and --resume, sharing a VQ-VAE, bad input."""
 
 import importlib.util
 import json
@@ -14,14 +14,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ALGORITHMS, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vqvae import VQVAE
 
 SMALL = [
     "--vqvae-steps=40",
-    "--bc-steps=30",
     "--total-steps=60",
     "--hidden-dim=16",
     "--codebook-size=8",
@@ -31,13 +30,22 @@ SMALL = [
 ]
 
 
-def command(*flags):
-    return [sys.executable, str(ROOT / "saq_cql.py"), "--device=cpu", *map(str, flags)]
+WITH_BEHAVIOR = ("saq_iql", "saq_brac")  # the files that train a behavior policy before Q-learning
 
 
-def run(*flags, folder=None, env=None, code=0):
+def command(*flags, algorithm="saq_cql"):
+    return [sys.executable, str(ROOT / f"{algorithm}.py"), "--device=cpu", *map(str, flags)]
+
+
+def small(algorithm):
+    return [*SMALL, "--bc-steps=30"] if algorithm in WITH_BEHAVIOR else SMALL
+
+
+def run(*flags, folder=None, env=None, code=0, algorithm="saq_cql"):
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-    done = subprocess.run(command(*flags), cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command(*flags, algorithm=algorithm), cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -65,34 +73,65 @@ def same(a: Path, b: Path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One small run with every output, and what it printed."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = run(*SMALL, "--capture-video", folder=folder)
-    return only_run(folder / "runs"), done
+def runs_of(tmp_path_factory):
+    """By algorithm: the folder of one small run with every output, and what it printed."""
+    finished = {}
+
+    def run_once(algorithm):
+        if algorithm not in finished:
+            folder = tmp_path_factory.mktemp(algorithm)
+            done = run(*small(algorithm), "--capture-video", folder=folder, algorithm=algorithm)
+            finished[algorithm] = only_run(folder / "runs"), done
+        return finished[algorithm]
+
+    return run_once
 
 
-def test_a_run_prints_its_story_and_no_noise(finished):
-    _, done = finished
+@pytest.fixture(scope="module")
+def finished(runs_of):
+    return runs_of("saq_cql")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_prints_its_story_and_no_noise(runs_of, algorithm):
+    _, done = runs_of(algorithm)
     lines = done.stdout.splitlines()
+    name = algorithm.upper().replace("_", "-")
     assert lines[0].startswith("fetch-pick-and-place-demo-v0: 21673 transitions, 323 terminal, 600 episodes")
-    assert any(line.startswith("rl 60/60") for line in lines)
-    assert any(line.startswith("dataset") for line in lines)
-    assert any(line.startswith("SAQ-CQL") for line in lines)
-    assert any(line.startswith("imitation") for line in lines)
+    assert any(line.startswith("bc 60/60" if algorithm == "saq_bc" else "rl 60/60") for line in lines)
+    assert any(line.startswith("bc 30/30") for line in lines) == (algorithm in WITH_BEHAVIOR)
+    assert any(line.startswith("dataset ") for line in lines)
+    assert any(line.startswith(f"{name} ") for line in lines)
+    assert any(line.startswith(f"{name}, argmax ") for line in lines)
     assert done.stderr == ""
 
 
-def test_a_run_leaves_the_documented_files(finished):
-    folder, _ = finished
-    assert folder.name.startswith("fetch-pick-and-place-demo-v0__saq_cql__1__")
+MODULES = {
+    "saq_bc": {"behavior"},
+    "saq_iql": {"q", "v", "behavior"},
+    "saq_cql": {"q"},
+    "saq_brac": {"q", "behavior"},
+}
+LOSSES = {
+    "saq_bc": {"loss"},
+    "saq_iql": {"bc_loss", "v_loss", "q_loss", "v_values", "q_values"},
+    "saq_cql": {"td_loss", "cql_loss", "q_values"},
+    "saq_brac": {"bc_loss", "loss", "q_values"},
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_leaves_the_documented_files(runs_of, algorithm):
+    folder, _ = runs_of(algorithm)
+    assert folder.name.startswith(f"fetch-pick-and-place-demo-v0__{algorithm}__1__")
     description = json.loads((folder / "args.json").read_text())
     assert description["args"]["total_steps"] == 60
     assert description["versions"]["torch"].startswith("2.")
     result = json.loads((folder / "result.json").read_text())
-    assert (result["env_id"], result["algorithm"], result["seed"]) == ("fetch-pick-and-place-demo-v0", "saq_cql", 1)
+    assert (result["env_id"], result["algorithm"], result["seed"]) == ("fetch-pick-and-place-demo-v0", algorithm, 1)
     assert len(result["normalized_scores"]) == 3
     assert result["normalized_score"] == pytest.approx(np.mean(result["normalized_scores"]))
+    assert len(result["scores"]) == 2 and result["normalized_score"] in result["scores"].values()
     assert result["dataset_normalized_return"] == pytest.approx(53.8, abs=0.1)
     assert result["total_steps"] == 60 and result["wall_clock_seconds"] > 0
     assert not list(folder.glob("*.part"))
@@ -106,6 +145,7 @@ def test_a_run_leaves_the_documented_files(finished):
 
     model = torch.load(folder / "model.pt", weights_only=True)
     assert model["args"] == description["args"]
+    assert model.keys() - {"args"} == MODULES[algorithm]
     assert VQVAE.load(folder / "vqvae.pt").config["codebook_size"] == 8
 
     events = EventAccumulator(str(folder))
@@ -115,9 +155,7 @@ def test_a_run_leaves_the_documented_files(finished):
         "eval/normalized_score",
         "eval/episodic_return",
         "eval/episodic_length",
-        "losses/td_loss",
-        "losses/cql_loss",
-        "losses/bc_loss",
+        *(f"losses/{name}" for name in LOSSES[algorithm]),
         "vqvae/reconstruction_error",
         "vqvae/codes_used",
         "vqvae/perplexity",
@@ -125,45 +163,68 @@ def test_a_run_leaves_the_documented_files(finished):
     assert [event.step for event in events.Scalars("eval/normalized_score")] == [20, 40, 60]
 
 
-def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(finished, tmp_path):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_same_command_gives_the_same_bits(runs_of, tmp_path, algorithm):
+    folder, _ = runs_of(algorithm)
+    run(*small(algorithm), folder=tmp_path, algorithm=algorithm)
+    same(folder, only_run(tmp_path / "runs"))
+
+
+def test_another_seed_gives_other_bits(finished, tmp_path):
     folder, _ = finished
-    run(*SMALL, folder=tmp_path)
-    again = only_run(tmp_path / "runs")
-    same(folder, again)
-    run(*SMALL, "--seed=2", "--runs-dir=other", folder=tmp_path)
+    run(*SMALL, "--seed=2", folder=tmp_path)
     with pytest.raises(AssertionError):
-        same(folder, only_run(tmp_path / "other"))
+        same(folder, only_run(tmp_path / "runs"))
 
 
-def test_a_trained_vqvae_is_reused(finished, tmp_path):
-    folder, _ = finished
-    done = run(*SMALL, f"--vqvae-path={folder / 'vqvae.pt'}", folder=tmp_path)
+def test_the_algorithms_train_the_same_vqvae_and_share_it(runs_of, tmp_path):
+    files = [runs_of(algorithm)[0] / "vqvae.pt" for algorithm in ALGORITHMS]
+    done = run(*small("saq_iql"), f"--vqvae-path={files[0]}", folder=tmp_path, algorithm="saq_iql")
     assert "vqvae 40/40" not in done.stdout
-    first, second = (torch.load(f / "vqvae.pt", weights_only=True) for f in (folder, only_run(tmp_path / "runs")))
-    assert all(torch.equal(value, second["weights"][key]) for key, value in first["weights"].items())
+    files.append(only_run(tmp_path / "runs") / "vqvae.pt")
+    first, *others = (torch.load(path, weights_only=True)["weights"] for path in files)
+    assert all(torch.equal(value, other[key]) for other in others for key, value in first.items())
 
 
-LONGER = ["--vqvae-steps=2000", "--bc-steps=2000", "--total-steps=2000", "--checkpoint-every=100", "--eval-every=600"]
-LONGER += [
-    "--hidden-dim=16",
-    "--codebook-size=8",
-    "--eval-episodes=2",
-    "--final-eval-episodes=2",
-    "--restart-every=150",
-]
+def longer(algorithm, vqvae_steps=400):
+    """Flags of a run that is long enough to be killed in any phase but the VQ-VAE's."""
+    flags = [f"--vqvae-steps={vqvae_steps}", "--total-steps=2000", "--checkpoint-every=100", "--restart-every=150"]
+    flags += ["--eval-every=600", "--eval-episodes=2", "--final-eval-episodes=2", "--hidden-dim=16"]
+    return [*flags, "--codebook-size=8", *(["--bc-steps=2000"] if algorithm in WITH_BEHAVIOR else [])]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    run(*LONGER, folder=folder)
-    return only_run(folder / "runs")
+    """By algorithm and VQ-VAE steps: the folder of a longer run."""
+    finished = {}
+
+    def run_once(*case):
+        if case not in finished:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            run(*longer(*case), folder=folder, algorithm=case[0])
+            finished[case] = only_run(folder / "runs")
+        return finished[case]
+
+    return run_once
 
 
-@pytest.mark.parametrize("phase", ["vqvae", "bc", "rl"])
-def test_killed_in_any_phase_and_resumed_gives_the_same_bits(uninterrupted, tmp_path, phase):
+@pytest.mark.parametrize(
+    "algorithm, phase",
+    [
+        ("saq_cql", "vqvae"),
+        ("saq_cql", "rl"),
+        ("saq_bc", "bc"),
+        ("saq_iql", "bc"),
+        ("saq_iql", "rl"),
+        ("saq_brac", "bc"),
+        ("saq_brac", "rl"),
+    ],
+)
+def test_killed_in_any_phase_and_resumed_gives_the_same_bits(uninterrupted, tmp_path, algorithm, phase):
+    case = (algorithm, 1200) if phase == "vqvae" else (algorithm,)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(*LONGER), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    child = command(*longer(*case), algorithm=algorithm)
+    process = subprocess.Popen(child, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     done = 0
     while done < 300:
         assert process.poll() is None, "the run ended before it could be killed"
@@ -173,10 +234,11 @@ def test_killed_in_any_phase_and_resumed_gives_the_same_bits(uninterrupted, tmp_
     process.send_signal(signal.SIGKILL)
     process.wait()
     folder = only_run(tmp_path / "runs")
-    assert 300 <= torch.load(folder / "checkpoint.pt", weights_only=True)["steps_done"][phase] < 2000
+    total = 1200 if phase == "vqvae" else 2000
+    assert 300 <= torch.load(folder / "checkpoint.pt", weights_only=True)["steps_done"][phase] < total
     assert not (folder / "result.json").exists()
-    run("--resume", folder)
-    same(uninterrupted, folder)
+    run("--resume", folder, algorithm=algorithm)
+    same(uninterrupted(*case), folder)
     assert only_run(tmp_path / "runs") == folder
 
 
@@ -188,23 +250,35 @@ def test_resume_can_extend_a_run(finished, tmp_path):
     assert result["total_steps"] == 80 and len(result["normalized_scores"]) == 4
 
 
-def test_the_papers_recipe_and_every_other_option_run(tmp_path):
-    paper = ["--value-scale=0", "--act-temperature=0", "--restart-every=0", "--no-standardize", "--no-layer-norm"]
-    run(*SMALL, *paper, "--adam-b1=0.001", "--weight-decay=1e-4", "--bc-steps=0", "--batch-size=32", folder=tmp_path)
+PAPER = {
+    "saq_bc": ["--adam-b1=0.001"],
+    "saq_iql": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0"],
+    "saq_cql": ["--value-scale=0", "--greedy", "--no-layer-norm", "--adam-b1=0.001"],
+    "saq_brac": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0"],
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_papers_recipe_and_every_other_option_run(tmp_path, algorithm):
+    common = ["--restart-every=0", "--no-standardize", "--weight-decay=1e-4", "--batch-size=32", "--greedy"]
+    done = run(*SMALL, *common, *PAPER[algorithm], folder=tmp_path, algorithm=algorithm)
+    assert ", sampled " in done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_compiled_losses_give_the_same_numbers(finished, tmp_path):
-    folder, _ = finished
-    run(*SMALL, "--compile", folder=tmp_path)
-    first, second = (torch.load(f / "model.pt", weights_only=True)["q"] for f in (folder, only_run(tmp_path / "runs")))
-    for key, value in first.items():
-        torch.testing.assert_close(value, second[key], atol=1e-3, rtol=1e-2)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_compiled_losses_give_the_same_numbers(runs_of, tmp_path, algorithm):
+    folder, _ = runs_of(algorithm)
+    run(*small(algorithm), "--compile", folder=tmp_path, algorithm=algorithm)
+    first, second = (torch.load(f / "model.pt", weights_only=True) for f in (folder, only_run(tmp_path / "runs")))
+    for module in MODULES[algorithm]:
+        for key, value in first[module].items():
+            torch.testing.assert_close(value, second[module][key], atol=1e-3, rtol=1e-2)
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path):
     process = subprocess.Popen(
-        command(*LONGER), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*longer("saq_cql", 2000)), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while not process.stdout.readline().startswith("vqvae"):
         pass
@@ -215,7 +289,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path):
     assert "Traceback" not in error
 
 
-def bad_input(tmp_path, finished):
+def bad_input(tmp_path, finished, other_algorithm):
     """Flags and the words that the message must have, for every way to go wrong before training starts."""
     folder, _ = finished
     broken = tmp_path / "broken"
@@ -243,6 +317,7 @@ def bad_input(tmp_path, finished):
             ["observation_dim 28", "39"],
         ),
         "resume nothing": (["--resume=nowhere"], ["not the folder of a run"]),
+        "resume another algorithm": ([f"--resume={other_algorithm}"], ["saq_cql.py", "bc_steps"]),
         "resume a truncated checkpoint": ([f"--resume={broken}"], ["not a readable checkpoint"]),
         "resume another architecture": ([f"--resume={folder}", "--hidden-dim=32"], ["another architecture"]),
         "no GPU": (["--device=cuda"], ["--device cuda", "no GPU"]),
@@ -264,6 +339,7 @@ def bad_input(tmp_path, finished):
         "VQ-VAE of another size",
         "VQ-VAE of another task",
         "resume nothing",
+        "resume another algorithm",
         "resume a truncated checkpoint",
         "resume another architecture",
         "no GPU",
@@ -271,8 +347,8 @@ def bad_input(tmp_path, finished):
         "no such flag",
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, case):
-    flags, words = bad_input(tmp_path, finished)[case]
+def test_bad_input_is_one_line_and_exit_code_2(runs_of, finished, tmp_path, case):
+    flags, words = bad_input(tmp_path, finished, runs_of("saq_iql")[0])[case]
     if case == "no GPU" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     if case == "no tracker" and importlib.util.find_spec("wandb"):

@@ -1,0 +1,799 @@
+"""SAQ-BRAC: behavior-regularized actor-critic on the codes of a state-conditioned action VQ-VAE, in closed form.
+
+    code        c = vqvae.encode(s, a)          looked up: computed once per row, before Q-learning
+    policy      pi(k|s) = softmax_k (min Q(s, k) / alpha + log pi_b(k|s)),  a = vqvae.decode(s, k)
+    target      y = w r + gamma (1 - terminal) alpha logsumexp_k (min Q_target(s', k) / alpha + log pi_b(k|s'))
+    loss        mean (Q_1(s, c) - y)^2 + mean (Q_2(s, c) - y)^2,  Q_target follows Q by Polyak averaging
+
+BRAC's policy maximizes E_pi[Q] - alpha KL(pi || pi_b) in every state, and its value penalty charges the same KL in the
+backup: V(s) = max_pi E_pi[Q(s, k)] - alpha KL(pi || pi_b). Over K codes both have a closed form. Write Z(s) =
+sum_k pi_b(k|s) exp (Q(s, k) / alpha) and pi*(k|s) = pi_b(k|s) exp (Q(s, k) / alpha) / Z(s); then for any pi
+
+    E_pi[Q] - alpha KL(pi || pi_b) = alpha E_pi[log (pi_b exp (Q / alpha)) - log pi] = alpha log Z - alpha KL(pi || pi*)
+
+which is largest at pi = pi*, with value V(s) = alpha log Z(s). So the actor network, its loss and the sampled KL of
+continuous BRAC disappear: alpha to 0 is Q-learning over the support of pi_b, alpha to infinity evaluates pi_b itself.
+The weight w puts the largest return of the dataset at `value_scale`, so that one alpha fits every reward.
+
+Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4,
+whose authors released only the continuous BRAC; BRAC (Wu et al., 2019), equations 4 to 6. README.md numbers the
+deviations from the paper.
+
+    python saq_brac.py                               # the demo dataset in this repository: a robot arm picks and places
+    python saq_brac.py --env-id hopper-medium-v2     # D4RL
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Literal, NamedTuple, NoReturn
+
+import gymnasium as gym
+import h5py
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from vqvae import VQVAE, Standardize, train_vqvae
+
+
+@dataclass
+class Args:
+    env_id: str = "fetch-pick-and-place-demo-v0"
+    """dataset and environment: a D4RL locomotion or Adroit id, or the demo in this repository"""
+    dataset_path: str | None = None
+    """HDF5 file in D4RL's layout to use in place of the id's own dataset"""
+    seed: int = 1
+    """seed of networks, batches and evaluation episodes"""
+    vqvae_steps: int = 500_000
+    """gradient steps of the VQ-VAE"""
+    bc_steps: int = 50_000
+    """gradient steps of the behavior policy over codes"""
+    total_steps: int = 1_000_000
+    """gradient steps of the Q-functions"""
+    batch_size: int = 256
+    """transitions per gradient step, in every phase"""
+    codebook_size: int = 64
+    """K, the number of codes"""
+    hidden_dim: int = 512
+    """width of the hidden layers of every network"""
+    standardize: bool = True
+    """standardize observations with the dataset's mean and deviation (the paper: raw)"""
+    restart_every: int = 500
+    """VQ-VAE steps between restarts of unused codes, after a k-means start; 0: neither (the paper)"""
+    learning_rate: float = 3e-4
+    """learning rate of every network"""
+    weight_decay: float = 1e-3
+    """AdamW's weight decay for Q and behavior policy"""
+    gamma: float = 0.99
+    """discount factor"""
+    alpha: float = 3.0
+    """weight of the KL divergence from the behavior policy"""
+    tau: float = 0.005
+    """weight of Q in each Polyak update of its target network"""
+    layer_norm: bool = True
+    """normalize the hidden layers of Q (the paper: no)"""
+    value_scale: float = 100.0
+    """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
+    greedy: bool = False
+    """act by the most probable code in place of sampling; both are evaluated after the last step"""
+    eval_every: int = 10_000
+    """gradient steps of Q between evaluations"""
+    eval_episodes: int = 10
+    """episodes per evaluation during training"""
+    final_eval_episodes: int = 100
+    """episodes of the evaluation after the last step"""
+    checkpoint_every: int = 10_000
+    """gradient steps between checkpoints"""
+    runs_dir: str = "runs"
+    """folder in which the run's folder is made"""
+    resume: str | None = None
+    """folder of an interrupted run to continue; its arguments hold, but for those given again"""
+    vqvae_path: str | None = None
+    """trained VQ-VAE (the vqvae.pt of a run on the same dataset) to use in place of training one"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """device of networks and dataset; auto: cuda where there is one"""
+    compile: bool = False
+    """compile the losses with torch.compile (on a GPU: with CUDA graphs)"""
+    track: bool = False
+    """log to Weights & Biases too"""
+    capture_video: bool = False
+    """write video.gif of the final policy"""
+
+
+# ---- shared by all algorithm files, identical to the letter ----------------------------------------------------------
+
+
+class Task(NamedTuple):
+    """What an `--env-id` stands for: environment, step limit, returns that score 0 and 100, and its dataset's URL."""
+
+    gym_id: str
+    max_steps: int
+    min_return: float
+    max_return: float
+    url: str | None  # None: the dataset lies in this repository
+
+
+LOG_EVERY = 500  # gradient steps
+D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+TASKS = {"fetch-pick-and-place-demo-v0": Task("FetchPickAndPlace-v4", 50, 0.0, 1.0, None)}
+for _name, *_task in (
+    ("halfcheetah", "HalfCheetah-v4", 1000, -280.178953, 12135.0),
+    ("hopper", "Hopper-v4", 1000, -20.272305, 3234.3),
+    ("walker2d", "Walker2d-v4", 1000, 1.629008, 4592.3),
+):
+    for _kind in ("random", "medium", "expert", "medium-expert", "medium-replay", "full-replay"):
+        _file = f"gym_mujoco_v2/{_name}_{_kind.replace('-', '_')}-v2.hdf5"
+        TASKS[f"{_name}-{_kind}-v2"] = Task(*_task, f"{D4RL_SERVER}/{_file}")
+for _name, *_task in (
+    ("pen", "AdroitHandPen-v1", 100, 96.262799, 3076.8331017826877),
+    ("door", "AdroitHandDoor-v1", 200, -56.512833, 2880.5693087298737),
+    ("hammer", "AdroitHandHammer-v1", 200, -274.856578, 12794.134825156867),
+    ("relocate", "AdroitHandRelocate-v1", 200, -6.425911, 4233.877797728884),
+):
+    for _kind, _file in (
+        ("human", f"{_name}-v0_demos_clipped"),
+        ("cloned", f"{_name}-demos-v0-bc-combined"),
+        ("expert", f"{_name}-v0_expert_clipped"),
+    ):
+        TASKS[f"{_name}-{_kind}-v0"] = Task(*_task, f"{D4RL_SERVER}/hand_dapg/{_file}.hdf5")
+        TASKS[f"{_name}-{_kind}-v1"] = Task(*_task, f"{D4RL_SERVER}/hand_dapg_v1/{_name}-{_kind}-v1.hdf5")
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with one line on stderr and exit code 2: the user's input, not the program, is at fault."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class PickAndPlace(gym.Wrapper):
+    """Observation (28,) = `observation` and `desired_goal`; reward 1 and end of the episode at success, else 0."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (28,), np.float64)
+
+    def reset(self, **kwargs):
+        observation, info = self.env.reset(**kwargs)
+        return np.concatenate([observation["observation"], observation["desired_goal"]]), info
+
+    def step(self, action):
+        observation, _, _, truncated, info = self.env.step(action)
+        success = bool(info["is_success"])
+        observation = np.concatenate([observation["observation"], observation["desired_goal"]])
+        return observation, float(success), success, truncated, info
+
+
+class AdroitAsInD4RL(gym.Wrapper):
+    """D4RL's Adroit rewards and endings on gymnasium-robotics 1.4.2, which departs from them (README, deviations)."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.spec.id == "AdroitHandPen-v1":
+            terminated = bool(observation[26] < 0.075)  # the pen has fallen
+        else:
+            palm_to_object = {
+                "AdroitHandDoor-v1": observation[35:38],
+                "AdroitHandHammer-v1": observation[33:36] - observation[36:39],
+                "AdroitHandRelocate-v1": observation[30:33],
+            }[self.spec.id]
+            reward -= 0.2 * np.linalg.norm(palm_to_object)
+        return observation, reward, terminated, truncated, info
+
+
+def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+    """The gymnasium environment of an id in TASKS, with D4RL's step limit, rewards and endings."""
+    task = TASKS[env_id]
+    gym.logger.min_level = gym.logger.ERROR  # D4RL's v2 tasks are gymnasium's v4: no hint to upgrade to v5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if task.gym_id.startswith(("Fetch", "Adroit")):
+            with contextlib.redirect_stderr(io.StringIO()):  # its notice about rewards, which AdroitAsInD4RL restores
+                import gymnasium_robotics
+
+            gym.register_envs(gymnasium_robotics)
+        env = gym.make(task.gym_id, max_episode_steps=task.max_steps, render_mode=render_mode)
+    if task.gym_id.startswith("Fetch"):
+        return PickAndPlace(env)
+    return AdroitAsInD4RL(env) if task.gym_id.startswith("Adroit") else env
+
+
+def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
+    """D4RL's score: 0 for a random policy's return, 100 for an expert's; success in percent for the demo."""
+    task = TASKS[env_id]
+    return 100.0 * (returns - task.min_return) / (task.max_return - task.min_return)
+
+
+def download(url: str, path: Path) -> None:
+    """Fetch `url` into `path` through a temporary file, which is renamed only when it is complete HDF5."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, open(temporary, "wb") as file:
+            size = int(response.headers["Content-Length"])
+            with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+                while block := response.read(1 << 20):
+                    bar.update(file.write(block))
+        if temporary.stat().st_size != size:
+            raise OSError(f"connection closed after {temporary.stat().st_size} of {size} bytes")
+        h5py.File(temporary, "r").close()
+        os.replace(temporary, path)
+    except (OSError, TypeError) as error:
+        fail(f"cannot download {url} ({error}); fetch it by other means and put it at {path}")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Dataset(NamedTuple):
+    """Rows of a D4RL file on the device. Row t + 1 holds the next observation of every t in `transitions`."""
+
+    observations: torch.Tensor  # (M, observation_dim) float32
+    actions: torch.Tensor  # (M, action_dim) float32, within 0.999 of the action space's bounds
+    rewards: torch.Tensor  # (M,) float32
+    terminals: torch.Tensor  # (M,) float32, 1 where the episode ended other than by time-out
+    transitions: torch.Tensor  # (N,) int64, rows that D4RL's qlearning_dataset keeps
+    episode_returns: np.ndarray  # (episodes,) float64, undiscounted
+
+
+def load_dataset(env_id: str, path: str | None, env: gym.Env, device: torch.device) -> Dataset:
+    """Read and check a D4RL HDF5 file: `path`, or the id's own, which is looked for as D4RL does and else downloaded.
+
+    The last step of an episode that ended by time-out is no transition, since its next observation is not in the
+    file. Without a `timeouts` key, episodes end as in d4rl's `qlearning_dataset`: when a counter, which restarts at 1
+    after a terminal, reaches the environment's step limit.
+    """
+    task = TASKS[env_id]
+    if path is None and task.url is None:
+        path = Path(__file__).parent / "demo" / f"{env_id}.hdf5"
+    elif path is None:
+        path = Path(os.environ.get("D4RL_DATASET_DIR", Path.home() / ".d4rl" / "datasets")) / Path(task.url).name
+        if not path.exists():
+            download(task.url, path)
+    if not Path(path).is_file():
+        fail(f"no such file: {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            keys = ("observations", "actions", "rewards", "terminals")
+            if missing := [key for key in keys if key not in file]:
+                fail(f"{path} lacks the key {missing[0]!r}; D4RL files have {', '.join(keys)}")
+            rows = {key: np.atleast_1d(file[key][()]) for key in (*keys, "timeouts") if key in file}
+    except (OSError, TypeError) as error:
+        fail(f"{path} is not a readable HDF5 file: {error}")
+    count = len(rows["observations"])
+    for key, values in rows.items():
+        if key in ("rewards", "terminals", "timeouts"):
+            rows[key] = values = values.reshape(-1)
+        if len(values) != count:
+            fail(f"{path}: {key} has {len(values)} rows, observations {count}")
+        if not np.isfinite(values).all():
+            fail(f"{path}: {key} has a NaN or an infinity in row {np.argwhere(~np.isfinite(values))[0, 0]}")
+    for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if rows[key].shape[1:] != space.shape:
+            fail(f"{path}: {key} have shape {rows[key].shape[1:]}, those of {env_id} {space.shape}")
+    low, high = env.action_space.low, env.action_space.high
+    actions = rows["actions"].astype(np.float32)
+    outside = ((actions < low) | (actions > high)).any(1)
+    if ((actions < 2 * low) | (actions > 2 * high)).any():
+        fail(f"{path}: actions reach {np.abs(actions).max():.3g}, beyond twice the action space of {env_id}")
+    if outside.any():
+        print(f"{outside.sum()} of {count} actions lie outside the action space and are clipped")
+
+    terminals = rows["terminals"].astype(bool)
+    if "timeouts" in rows:
+        timeouts = rows["timeouts"].astype(bool)
+    else:
+        timeouts, steps = np.zeros(count, bool), 0
+        for row in range(count):
+            timeouts[row] = steps == task.max_steps - 1
+            steps = 0 if timeouts[row] else 1 if terminals[row] else steps + 1
+    transitions = np.flatnonzero(~timeouts[:-1])
+    if not len(transitions):
+        fail(f"{path} holds no transition")
+    ends = np.flatnonzero(terminals | timeouts)
+    ends = ends if len(ends) else np.array([count - 1])  # steps after the last end are an unfinished episode
+    sums = np.concatenate([[0.0], np.cumsum(rows["rewards"], dtype=np.float64)])
+    returns = np.diff(sums[np.concatenate([[0], ends + 1])])
+    print(
+        f"{env_id}: {len(transitions)} transitions, {terminals[transitions].sum()} terminal, {len(returns)} episodes, "
+        f"mean return {returns.mean():.2f} (score {normalized_score(env_id, returns).mean():.1f})"
+    )
+    return Dataset(
+        torch.from_numpy(rows["observations"].astype(np.float32, copy=False)).to(device),
+        torch.from_numpy(np.clip(actions, 0.999 * low, 0.999 * high, out=actions)).to(device),
+        torch.from_numpy(rows["rewards"].astype(np.float32, copy=False)).to(device),
+        torch.from_numpy(terminals.astype(np.float32)).to(device),
+        torch.from_numpy(transitions).to(device),
+        returns,
+    )
+
+
+# observations (B, observation_dim) and the source of randomness -> actions (B, action_dim)
+Policy = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+def act(policy: Policy, env: gym.Env, observations: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Actions (B, action_dim) float32 for observations (B, observation_dim), clipped to the action space."""
+    with torch.no_grad():
+        observations = torch.as_tensor(observations, dtype=torch.float32, device=generator.device)
+        actions = policy(observations, generator).cpu().numpy()
+    return np.clip(actions, env.action_space.low, env.action_space.high)
+
+
+def choose(logits: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
+    """Codes (B,) int64 from logits (B, K): the most probable, or sampled from their softmax."""
+    if greedy:
+        return logits.argmax(1)
+    return torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
+
+
+class Evaluation(NamedTuple):
+    """One row an episode: its seed, undiscounted return, length in steps and normalized score."""
+
+    seeds: np.ndarray
+    returns: np.ndarray
+    lengths: np.ndarray
+    scores: np.ndarray
+
+
+def evaluate(env_id: str, policy: Policy, episodes: int, seed: int, device: torch.device) -> Evaluation:
+    """Run `episodes` episodes, ten environments at a time, episode i from environment seed `10000 seed + i`."""
+    generator = torch.Generator(device).manual_seed(seed)
+    count = min(episodes, 10)
+    envs = gym.vector.SyncVectorEnv([lambda: make_env(env_id)] * count)
+    seeds = 10_000 * seed + np.arange(-(-episodes // count) * count)
+    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
+    for first in range(0, len(seeds), count):
+        batch = slice(first, first + count)
+        observations, _ = envs.reset(seed=seeds[batch].tolist())
+        running = np.ones(count, bool)
+        while running.any():
+            actions = act(policy, envs.envs[0], observations, generator)
+            observations, rewards, terminated, truncated, _ = envs.step(actions)
+            returns[batch] += rewards * running
+            lengths[batch] += running
+            running &= ~(terminated | truncated)
+    envs.close()
+    returns = returns[:episodes]
+    return Evaluation(seeds[:episodes], returns, lengths[:episodes], normalized_score(env_id, returns))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that becomes `path` only when it is written to its end, so that a killed run leaves the old one."""
+    temporary = path.with_name(f"{path.name}.part")
+    with open(temporary, "wb") as file:
+        yield file
+    os.replace(temporary, path)
+
+
+def capture_video(env_id: str, policy: Policy, seed: int, device: torch.device, path: Path, episodes: int = 3) -> None:
+    """Write `episodes` episodes of the policy to `path`, a gif; with `episodes=0` only check that it can be done."""
+    import imageio.v3 as imageio
+
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    env = make_env(env_id, render_mode="rgb_array")
+    try:
+        env.reset(seed=0)
+        env.render()
+    except Exception as error:  # OpenGL libraries fail in as many ways as there are of them
+        fail(
+            f"--capture-video cannot render here ({type(error).__name__}); without a display install EGL "
+            "(Debian, Ubuntu: apt-get install libegl1) or OSMesa (apt-get install libosmesa6, then MUJOCO_GL=osmesa)"
+        )
+    generator, frames = torch.Generator(device).manual_seed(seed), []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=10_000 * seed + episode)
+        ended = False
+        while not ended:
+            frames.append(env.render()[::2, ::2])
+            observation, _, terminated, truncated, _ = env.step(act(policy, env, observation[None], generator)[0])
+            ended = terminated or truncated
+        frames += [env.render()[::2, ::2]] * 10
+    env.close()
+    if frames:
+        with replacing(path) as file:
+            file.write(imageio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=50, loop=0))
+
+
+def parse_args(args_class: type):
+    """The command line; with `--resume RUN` the flags that are not given take that run's values."""
+    args = tyro.cli(args_class)
+    if args.resume:
+        try:
+            saved = args_class(**json.loads((Path(args.resume) / "args.json").read_text())["args"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            fail(f"--resume {args.resume}: not the folder of a run of {Path(__file__).name} ({error})")
+        args = tyro.cli(args_class, default=saved)
+    if args.env_id not in TASKS:
+        near = difflib.get_close_matches(args.env_id, TASKS, n=3, cutoff=0.0)
+        fail(f"unknown --env-id {args.env_id}; did you mean {', '.join(near)}?")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
+    if args.capture_video:
+        capture_video(args.env_id, None, args.seed, torch.device("cpu"), Path(), episodes=0)
+    return args
+
+
+def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
+    """A new VQ-VAE for the dataset, or the one in `args.vqvae_path`, which must have the same shape."""
+    mean, std = dataset.observations.mean(0), dataset.observations.std(0, unbiased=False) + 1e-3
+    vqvae = VQVAE(
+        observation_dim=dataset.observations.shape[1],
+        action_dim=dataset.actions.shape[1],
+        codebook_size=args.codebook_size,
+        hidden_dim=args.hidden_dim,
+        observation_mean=mean if args.standardize else None,
+        observation_std=std if args.standardize else None,
+    ).to(device)
+    if args.vqvae_path:
+        try:
+            trained = VQVAE.load(args.vqvae_path, device)
+        except (OSError, ValueError) as error:
+            fail(f"--vqvae-path {args.vqvae_path}: {error}")
+        for name, wanted in vqvae.config.items():
+            if trained.config[name] != wanted:
+                fail(f"--vqvae-path {args.vqvae_path} has {name} {trained.config[name]}, this run needs {wanted}")
+        return trained
+    return vqvae
+
+
+def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
+    """Two hidden layers from observations (B, observation_dim), normalized as in the VQ-VAE, to (B, outputs)."""
+    layers = [Standardize(vqvae.standardize.mean, vqvae.standardize.std)]
+    for inputs in (vqvae.config["observation_dim"], hidden_dim):
+        norm = [nn.LayerNorm(hidden_dim)] if layer_norm else []
+        layers += [nn.Linear(inputs, hidden_dim), *norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
+
+
+class Run:
+    """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
+
+    Args:
+        args: the command line.
+        parts: everything that training changes, by name: modules, optimizers, the generator that draws batches.
+            With `args.resume` they are loaded from that folder's last checkpoint.
+    """
+
+    def __init__(self, args, parts: dict[str, nn.Module | torch.optim.Optimizer | torch.Generator]):
+        self.args, self.parts = args, parts
+        self.steps_done: dict[str, int] = {}
+        self.evaluations: list[dict[str, list]] = []
+        self.metrics: dict[str, torch.Tensor] = {}
+        self.started = time.time()
+        if args.resume:
+            self.folder = Path(args.resume)
+            self.load_checkpoint()
+        else:
+            name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 1_000_000}"
+            self.folder = Path(args.runs_dir) / name
+            self.folder.mkdir(parents=True)
+            self.save_checkpoint()
+        git = [shutil.which("git") or "true", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+        description = {
+            "args": asdict(args) | {"resume": None},
+            "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")},
+            "git_commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+        }
+        with replacing(self.folder / "args.json") as file:
+            file.write(json.dumps(description, indent=2).encode())
+        if args.track:
+            import wandb
+
+            wandb.init(
+                project="saq", name=self.folder.name, dir=self.folder, config=asdict(args), sync_tensorboard=True
+            )
+        self.writer = SummaryWriter(self.folder)
+        print(f"writing to {self.folder}")
+        again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(again))
+
+    def save_checkpoint(self) -> None:
+        states = {k: p.get_state() if isinstance(p, torch.Generator) else p.state_dict() for k, p in self.parts.items()}
+        checkpoint = {
+            "parts": states,
+            "steps_done": self.steps_done,
+            "evaluations": self.evaluations,
+            "seconds": time.time() - self.started,
+        }
+        with replacing(self.folder / "checkpoint.pt") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            fail(f"--resume: {path} is not a readable checkpoint ({str(error).splitlines()[0]})")
+        try:
+            for name, part in self.parts.items():
+                state = checkpoint["parts"][name]
+                part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            fail(f"--resume: {path} is of another architecture ({str(error).splitlines()[0]})")
+        self.steps_done, self.evaluations = checkpoint["steps_done"], checkpoint["evaluations"]
+        self.started -= checkpoint["seconds"]
+
+    def steps(self, phase: str, total: int, tag: str) -> Iterator[int]:
+        """Yield the step numbers up to `total` that are still to do; after each, log and checkpoint when it is due.
+
+        The loop's body leaves the step's scalars in `self.metrics`. They are copied from the device only every
+        LOG_EVERY steps, and logged under their names with `tag` before.
+        """
+        first = self.steps_done.get(phase, 0) + 1
+        bar = tqdm(range(first, total + 1), phase, total, initial=first - 1, unit="step", disable=None, leave=False)
+        last_step, last_time = first - 1, time.time()
+        for step in bar:
+            yield step
+            self.steps_done[phase] = step
+            if step % LOG_EVERY == 0 or step == total:
+                values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
+                for name, value in values.items():
+                    self.writer.add_scalar(f"{tag}{name}", value, step)
+                steps_per_second = (step - last_step) / (time.time() - last_time)
+                self.writer.add_scalar(f"charts/SPS{'' if tag == 'losses/' else '_' + phase}", steps_per_second, step)
+                last_step, last_time = step, time.time()
+                bar.set_postfix(values)
+                if bar.disable and (step * 10 // total > (step - LOG_EVERY) * 10 // total or step == total):
+                    print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+            if step % self.args.checkpoint_every == 0 or step == total:
+                self.writer.flush()
+                self.save_checkpoint()
+
+    def evaluate(self, policy: Policy, episodes: int, step: int, device: torch.device) -> Evaluation:
+        """Evaluate, log as `eval/...`, and rewrite eval.npz with the episodes of every evaluation so far."""
+        result = evaluate(self.args.env_id, policy, episodes, self.args.seed, device)
+        self.evaluations.append({"step": [step] * episodes, **{k: v.tolist() for k, v in result._asdict().items()}})
+        keys = self.evaluations[0]
+        with replacing(self.folder / "eval.npz") as file:
+            np.savez(file, **{key: np.concatenate([e[key] for e in self.evaluations]) for key in keys})
+        self.writer.add_scalar("eval/normalized_score", result.scores.mean(), step)
+        self.writer.add_scalar("eval/episodic_return", result.returns.mean(), step)
+        self.writer.add_scalar("eval/episodic_length", result.lengths.mean(), step)
+        return result
+
+    def finish(self, name: str, policy: Policy, dataset: Dataset, modules: dict[str, nn.Module], **facts) -> None:
+        """Evaluate the last policy, write model.pt, result.json and video.gif, and print the scores beside the data's.
+
+        Args:
+            name: the algorithm's, for the printed table.
+            policy: takes `greedy` too; the way of choosing codes that `args.greedy` did not ask for is also evaluated.
+            modules: what model.pt holds beside the arguments.
+            facts: more entries of result.json.
+        """
+        args, device = self.args, dataset.actions.device
+        final = self.evaluate(policy, args.final_eval_episodes, args.total_steps, device)
+        other = evaluate(
+            args.env_id, partial(policy, greedy=not args.greedy), args.final_eval_episodes, args.seed, device
+        )
+        scores = {name: final, f"{name}, {'sampled' if args.greedy else 'argmax'}": other}
+        if args.capture_video:
+            capture_video(args.env_id, policy, args.seed, device, self.folder / "video.gif")
+        with replacing(self.folder / "model.pt") as file:
+            torch.save({"args": asdict(args), **{name: m.state_dict() for name, m in modules.items()}}, file)
+        data_scores = normalized_score(args.env_id, dataset.episode_returns)
+        result = {
+            "env_id": args.env_id,
+            "algorithm": Path(__file__).stem,
+            "seed": args.seed,
+            "normalized_score": final.scores.mean(),
+            "normalized_scores": final.scores.tolist(),
+            "dataset_normalized_return": data_scores.mean(),
+            "total_steps": args.total_steps,
+            "wall_clock_seconds": time.time() - self.started,
+            "scores": {name: e.scores.mean() for name, e in scores.items()},
+            **facts,
+        }
+        with replacing(self.folder / "result.json") as file:
+            file.write(json.dumps(result, indent=2).encode())
+        self.writer.close()
+        print(f"\n{'score, mean and standard error':<40}{'episodes':>10}")
+        for name, values in {"dataset": data_scores, **{name: e.scores for name, e in scores.items()}}.items():
+            error = values.std() / max(len(values) - 1, 1) ** 0.5
+            print(f"{name:<25}{values.mean():7.1f} +- {error:4.1f}{len(values):>10}")
+        print(f"\n{result['wall_clock_seconds']:.0f} seconds; all of it in {self.folder}")
+
+
+def learn_codes(
+    args, run: Run, dataset: Dataset, vqvae: VQVAE, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Train the VQ-VAE, unless `args.vqvae_path` gave a trained one, and look up the code of every row, once.
+
+    Returns:
+        codes (M,) int64, and how well they stand for the actions, as `VQVAE.evaluate` says it.
+    """
+    sample = slice(None, None, max(1, len(dataset.actions) // 4096))
+
+    def log(step: int, metrics: dict[str, torch.Tensor]) -> None:
+        if step % LOG_EVERY == 0 or step == args.vqvae_steps:
+            metrics = metrics | vqvae.evaluate(dataset.observations[sample], dataset.actions[sample])
+        run.metrics = metrics
+
+    if not args.vqvae_path:
+        train_vqvae(
+            vqvae,
+            dataset.observations,
+            dataset.actions,
+            run.steps("vqvae", args.vqvae_steps, "vqvae/"),
+            batch_size=args.batch_size,
+            optimizer=optimizer,
+            generator=generator,
+            restart_every=args.restart_every,
+            compile=args.compile,
+            on_step=log,
+        )
+    vqvae.save(run.folder / "vqvae.pt")
+    quality = vqvae.evaluate(dataset.observations, dataset.actions)
+    print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
+    return vqvae.encode(dataset.observations, dataset.actions), quality
+
+
+# ---- end of the shared section --------------------------------------------------------------------------------------
+
+
+def behavior_loss(behavior: nn.Module, observations: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Cross-entropy of the behavior policy pi_b(k|s) on the dataset's codes.
+
+    Args:
+        behavior: maps observations to logits (B, K).
+        observations: (B, observation_dim) float32.
+        codes: (B,) int64.
+    """
+    return {"loss": F.cross_entropy(behavior(observations), codes)}
+
+
+class TwinQ(nn.Module):
+    """Two Q-functions: observations (B, observation_dim) -> values (2, B, K)."""
+
+    def __init__(self, *pair: nn.Module):
+        super().__init__()
+        self.pair = nn.ModuleList(pair)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return torch.stack([q(observations) for q in self.pair])
+
+
+def policy_logits(values: torch.Tensor, log_behavior: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Logits (B, K) of the maximizer of E_pi[Q] - alpha KL(pi || pi_b), from Q-values and log pi_b, both (B, K)."""
+    return values / alpha + log_behavior
+
+
+def soft_value(values: torch.Tensor, log_behavior: torch.Tensor, alpha: float) -> torch.Tensor:
+    """max_pi E_pi[Q] - alpha KL(pi || pi_b) (B,), from Q-values and log pi_b, both (B, K)."""
+    return alpha * torch.logsumexp(policy_logits(values, log_behavior, alpha), 1)
+
+
+def brac_loss(
+    q: nn.Module,
+    q_target: nn.Module,
+    observations: torch.Tensor,
+    codes: torch.Tensor,
+    rewards: torch.Tensor,
+    next_observations: torch.Tensor,
+    next_log_behavior: torch.Tensor,
+    terminals: torch.Tensor,
+    gamma: float,
+    alpha: float,
+) -> dict[str, torch.Tensor]:
+    """Twin Q-learning with BRAC's value penalty (Wu et al., 2019, equation 5), in closed form over policies.
+
+    Args:
+        q, q_target: map observations to values (2, B, K) of the codes.
+        observations, next_observations: (B, observation_dim) float32.
+        codes: (B,) int64, the codes of the actions taken.
+        next_log_behavior: (B, K) float32, log pi_b(k|s').
+        rewards, terminals: (B,) float32.
+
+    Returns:
+        Scalars: `loss` to minimize, the sum over the twins; and `q_values`, the mean Q of the codes taken.
+    """
+    with torch.no_grad():
+        next_values = soft_value(q_target(next_observations).amin(0), next_log_behavior, alpha)
+        targets = rewards + gamma * (1.0 - terminals) * next_values
+    taken = q(observations).gather(2, codes.expand(2, -1)[:, :, None]).squeeze(2)
+    return {"loss": (taken - targets).square().mean(1).sum(), "q_values": taken.detach().mean()}
+
+
+def largest_return(dataset: Dataset, gamma: float) -> float:
+    """The largest absolute discounted return from any row of the dataset to the end of its episode."""
+    continues = torch.zeros_like(dataset.rewards)
+    continues[dataset.transitions] = 1.0 - dataset.terminals[dataset.transitions]
+    value = largest = 0.0
+    for reward, c in zip(reversed(dataset.rewards.tolist()), reversed(continues.tolist()), strict=True):
+        value = reward + gamma * c * value
+        largest = max(largest, abs(value))
+    return largest
+
+
+if __name__ == "__main__":
+    args = parse_args(Args)
+    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.manual_seed(args.seed)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    dataset = load_dataset(args.env_id, args.dataset_path, make_env(args.env_id), device)
+
+    vqvae = make_vqvae(args, dataset, device)
+    behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
+    q = TwinQ(*(mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm) for _ in range(2))).to(device)
+    q_target = AveragedModel(q, multi_avg_fn=get_ema_multi_avg_fn(1.0 - args.tau))
+    vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
+    adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    behavior_optimizer, q_optimizer = adamw(behavior.parameters()), adamw(q.parameters())
+    parts = {"vqvae": vqvae, "behavior": behavior, "q": q, "q_target": q_target, "generator": generator}
+    optimizers = {"vqvae_adam": vqvae_optimizer, "behavior_adam": behavior_optimizer, "q_adam": q_optimizer}
+    run = Run(args, parts | optimizers)
+    if args.compile:
+        compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
+        behavior_loss, brac_loss = compiled(behavior_loss), compiled(brac_loss)
+
+    def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
+        log_behavior = behavior(observations).log_softmax(1)
+        logits = policy_logits(q(observations).amin(0), log_behavior, args.alpha)
+        return vqvae.decode(observations, choose(logits, greedy, generator))
+
+    # The codebook, and the code of every row, once.
+    codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)
+
+    # The behavior policy over codes.
+    for _ in run.steps("bc", args.bc_steps, "losses/bc_"):
+        rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
+        run.metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
+        behavior_optimizer.zero_grad()
+        run.metrics["loss"].backward()
+        behavior_optimizer.step()
+
+    # Behavior-regularized Q-learning on the codes, with log pi_b of every row looked up like its code.
+    with torch.no_grad():
+        chunks = dataset.observations.split(16384)
+        log_behavior = torch.cat([behavior(observations).log_softmax(1) for observations in chunks])
+    scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
+    rewards = scale * dataset.rewards
+    for step in run.steps("rl", args.total_steps, "losses/"):
+        picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
+        rows = dataset.transitions[picks]
+        run.metrics = brac_loss(
+            q,
+            q_target,
+            dataset.observations[rows],
+            codes[rows],
+            rewards[rows],
+            dataset.observations[rows + 1],
+            log_behavior[rows + 1],
+            dataset.terminals[rows],
+            args.gamma,
+            args.alpha,
+        )
+        q_optimizer.zero_grad()
+        run.metrics["loss"].backward()
+        q_optimizer.step()
+        q_target.update_parameters(q)
+        if step % args.eval_every == 0 and step < args.total_steps:
+            run.evaluate(policy, args.eval_episodes, step, device)
+
+    run.finish("SAQ-BRAC", policy, dataset, {"q": q, "behavior": behavior}, vqvae=vqvae_quality, reward_scale=scale)

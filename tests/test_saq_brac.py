@@ -1,0 +1,112 @@
+"""SAQ-BRAC's closed forms against numerical maximization, its limits, and the method on a known MDP."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import GAMMA, batch
+from scipy.optimize import minimize
+
+from saq_brac import TwinQ, brac_loss, mlp, policy_logits, soft_value
+from vqvae import VQVAE
+
+
+def twins():
+    vqvae = VQVAE(4, 2, hidden_dim=8)
+    return [TwinQ(*(mlp(vqvae, 6, 16) for _ in range(2))) for _ in range(2)]
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
+def test_policy_and_value_are_the_maximum_over_the_simplex(alpha):
+    """SciPy maximizes E_pi[Q] - alpha KL(pi || pi_b) over distributions of 5 codes, knowing nothing of its solution."""
+    for row in range(4):
+        values = torch.randn(1, 5, generator=torch.Generator().manual_seed(row), dtype=torch.float64)
+        log_behavior = torch.randn(1, 5, generator=torch.Generator().manual_seed(9 + row)).double().log_softmax(1)
+        q, log_b = values[0].numpy(), log_behavior[0].numpy()
+
+        def penalized(pi, q=q, log_b=log_b):
+            return pi @ q - alpha * pi @ (np.log(np.maximum(pi, 1e-12)) - log_b)
+
+        best = minimize(
+            lambda pi: -penalized(pi),
+            np.full(5, 0.2),
+            method="SLSQP",
+            bounds=[(0.0, 1.0)] * 5,
+            constraints={"type": "eq", "fun": lambda pi: pi.sum() - 1.0},
+            options={"ftol": 1e-12, "maxiter": 1000},
+        )
+        policy = torch.softmax(policy_logits(values, log_behavior, alpha), 1)[0].numpy()
+        np.testing.assert_allclose(policy, best.x, atol=1e-4)
+        assert soft_value(values, log_behavior, alpha).item() == pytest.approx(-best.fun, abs=1e-6)
+        assert penalized(policy) == pytest.approx(-best.fun, abs=1e-6)
+
+
+def test_alpha_to_infinity_is_the_behavior_policy():
+    values, log_behavior = torch.randn(8, 6).double(), torch.randn(8, 6).double().log_softmax(1)
+    policy = torch.softmax(policy_logits(values, log_behavior, 1e6), 1)
+    torch.testing.assert_close(policy, log_behavior.exp(), atol=1e-5, rtol=0.0)
+    expectation = (log_behavior.exp() * values).sum(1)
+    torch.testing.assert_close(soft_value(values, log_behavior, 1e6), expectation, atol=1e-4, rtol=0.0)
+
+
+def test_alpha_to_zero_is_the_largest_q_over_the_support():
+    values = torch.tensor([[1.0, 5.0, 3.0], [2.0, 9.0, -1.0]])
+    log_behavior = torch.tensor([[0.5, 0.0, 0.5], [0.3, 0.2, 0.5]]).log()  # code 1 is not supported in the first row
+    torch.testing.assert_close(soft_value(values, log_behavior, 1e-3), torch.tensor([3.0, 9.0]), atol=5e-3, rtol=0.0)
+    assert policy_logits(values, log_behavior, 1e-3).argmax(1).tolist() == [2, 1]
+
+
+def test_brac_loss_is_the_equation():
+    q, q_target = twins()
+    data = batch()
+    next_log_behavior = torch.randn(32, 6).log_softmax(1)
+    metrics = brac_loss(q, q_target, next_log_behavior=next_log_behavior, **data, gamma=0.9, alpha=2.0)
+    losses = []
+    for i, code in enumerate(data["codes"].tolist()):
+        here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
+        least = np.minimum(*(network(there)[0].detach().double().numpy() for network in q_target.pair))
+        weights = np.exp(next_log_behavior[i].double().numpy() + least / 2.0)
+        y = data["rewards"][i].item() + 0.9 * (1 - data["terminals"][i].item()) * 2.0 * np.log(weights.sum())
+        losses.append(sum((network(here)[0, code].item() - y) ** 2 for network in q.pair))
+    assert metrics["loss"].item() == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_no_gradient_through_the_backup():
+    q, q_target = twins()
+    next_log_behavior = torch.zeros(32, 6, requires_grad=True)
+    brac_loss(q, q_target, next_log_behavior=next_log_behavior, **batch(), gamma=0.9, alpha=1.0)["loss"].backward()
+    assert all(p.grad is None for p in q_target.parameters()) and next_log_behavior.grad is None
+    assert all(p.grad is not None for p in q.parameters())
+
+
+def train(corridor, alpha: float, scale: float = 10.0, steps: int = 3000) -> torch.Tensor:
+    """Values (4, 16) of the corridor's states and codes, least of the twins; `alpha` on the scale of its rewards."""
+    q, q_target = (TwinQ(*(mlp(corridor.vqvae, 16, 64) for _ in range(2))) for _ in range(2))
+    q_target.load_state_dict(q.state_dict())
+    log_behavior = corridor.code_frequencies().clamp(min=1e-9).log()
+    optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3, weight_decay=0.0)
+    for data in corridor.batches(steps):
+        data["rewards"] *= scale
+        next_log_behavior = log_behavior[data["next_observations"].argmax(1)]
+        loss = brac_loss(q, q_target, next_log_behavior=next_log_behavior, **data, gamma=GAMMA, alpha=alpha * scale)[
+            "loss"
+        ]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for target, online in zip(q_target.parameters(), q.parameters(), strict=True):
+                target.lerp_(online, 0.02)
+    return q(torch.eye(4)).amin(0).detach() / scale
+
+
+def test_saq_brac_finds_the_optimum_of_a_known_mdp(corridor):
+    values = train(corridor, alpha=0.01)
+    log_behavior = corridor.code_frequencies().clamp(min=1e-9).log()
+    assert corridor.moves_right(policy_logits(values, log_behavior, 0.01).argmax(1)).all()
+    np.testing.assert_allclose(soft_value(values, log_behavior, 0.01), corridor.optimal_values, atol=0.1)
+
+
+def test_a_large_alpha_evaluates_the_data(corridor):
+    values = train(corridor, alpha=100.0)
+    log_behavior = corridor.code_frequencies().clamp(min=1e-9).log()
+    np.testing.assert_allclose(soft_value(values, log_behavior, 100.0), corridor.random_values, atol=0.05)

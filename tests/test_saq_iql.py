@@ -1,0 +1,123 @@
+"""SAQ-IQL's losses and policy against brute force, its limits, and the method on a known MDP."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import GAMMA, batch
+from scipy.optimize import brentq
+
+from saq_iql import domain_scale, expectile_loss, iql_loss, mlp, policy_logits
+from vqvae import VQVAE
+
+
+def networks(*outputs):
+    return [mlp(VQVAE(4, 2, hidden_dim=8), n, 16) for n in outputs]
+
+
+@pytest.mark.parametrize("expectile", [0.1, 0.5, 0.7, 0.9])
+def test_expectile_loss_is_least_at_the_expectile(expectile):
+    """The minimizer m solves expectile E[(x - m)+] = (1 - expectile) E[(m - x)+], which SciPy finds directly."""
+    x = torch.randn(1000, dtype=torch.float64) ** 3
+
+    def gap(m: float) -> float:
+        return (expectile * (x - m).clamp(min=0) - (1 - expectile) * (m - x).clamp(min=0)).mean().item()
+
+    direct = brentq(gap, x.min().item(), x.max().item(), xtol=1e-12)
+    m = torch.tensor(direct, dtype=torch.float64, requires_grad=True)
+    expectile_loss(x - m, expectile).backward()
+    assert abs(m.grad.item()) < 1e-6
+    for other in (direct - 0.1, direct + 0.1):
+        assert expectile_loss(x - other, expectile) > expectile_loss(x - direct, expectile)
+    if expectile == 0.5:
+        assert direct == pytest.approx(x.mean().item())
+
+
+def test_expectile_loss_weighs_the_two_sides():
+    u = torch.tensor([2.0, -3.0])
+    assert expectile_loss(u, 0.8).item() == pytest.approx((0.8 * 4 + 0.2 * 9) / 2)
+
+
+def test_iql_loss_is_the_equations():
+    q, q_target, v = networks(6, 6, 1)
+    data = batch()
+    metrics = iql_loss(q, q_target, v, **data, gamma=0.9, expectile=0.7)
+    v_loss, q_loss = [], []
+    for i, code in enumerate(data["codes"].tolist()):
+        here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
+        u = q_target(here)[0, code].item() - v(here).item()
+        v_loss.append(abs(0.7 - (u < 0)) * u**2)
+        y = data["rewards"][i].item() + 0.9 * (1 - data["terminals"][i].item()) * v(there).item()
+        q_loss.append((q(here)[0, code].item() - y) ** 2)
+    assert metrics["v_loss"].item() == pytest.approx(np.mean(v_loss), rel=1e-4)
+    assert metrics["q_loss"].item() == pytest.approx(np.mean(q_loss), rel=1e-4)
+    assert metrics["loss"].item() == pytest.approx(np.mean(v_loss) + np.mean(q_loss), rel=1e-4)
+
+
+def test_the_two_losses_reach_only_their_own_network():
+    q, q_target, v = networks(6, 6, 1)
+    data = batch() | {"rewards": torch.zeros(32)}
+    iql_loss(q, q_target, v, **data, gamma=0.9, expectile=0.7)["loss"].backward()
+    assert all(p.grad is None for p in q_target.parameters())
+    together = [p.grad.clone() for p in v.parameters()]
+    v.zero_grad()
+    taken = q_target(data["observations"]).gather(1, data["codes"][:, None]).squeeze(1).detach()
+    expectile_loss(taken - v(data["observations"]).squeeze(1), 0.7).backward()
+    for ours, alone in zip(together, v.parameters(), strict=True):
+        torch.testing.assert_close(ours, alone.grad)
+
+
+def test_policy_is_computed_by_hand_with_the_clip():
+    """pi_b = (0.9, 0.0999, 1e-4): log 1e-4 = -9.2 counts as -8."""
+    behavior_logits = torch.tensor([[0.9, 0.0999, 1e-4]]).log() + 5.0  # a constant does not matter
+    values = torch.tensor([[1.0, 2.0, 6.0]])
+    weights = [0.9 * math.exp(1 / 2), 0.0999 * math.exp(2 / 2), math.exp(-8) * math.exp(6 / 2)]
+    policy = torch.softmax(policy_logits(values, behavior_logits, 2.0), 1)[0].tolist()
+    assert policy == pytest.approx([w / sum(weights) for w in weights], rel=1e-4)
+
+
+def test_policy_limits():
+    values, behavior_logits = torch.randn(8, 6), torch.randn(8, 6)
+    high = torch.softmax(policy_logits(values, behavior_logits, 1e6), 1)
+    torch.testing.assert_close(high, torch.softmax(behavior_logits, 1), atol=1e-4, rtol=0.0)
+    low = torch.softmax(policy_logits(values, behavior_logits, 1e-4), 1)
+    torch.testing.assert_close(low, torch.nn.functional.one_hot(values.argmax(1), 6).float(), atol=1e-3, rtol=0.0)
+
+
+def test_domain_scale():
+    returns = np.array([-100.0, 900.0, 3900.0])
+    assert domain_scale("hopper-medium-v2", returns) == pytest.approx(0.25)
+    assert domain_scale("door-human-v0", returns) == 1.0
+    assert domain_scale("hopper-medium-v2", returns[:1]) == 1000.0  # one episode: no range to divide by
+
+
+def train(corridor, expectile: float, scale: float = 10.0, steps: int = 3000):
+    q, v = mlp(corridor.vqvae, 16, 64), mlp(corridor.vqvae, 1, 64)
+    q_target = mlp(corridor.vqvae, 16, 64)
+    q_target.load_state_dict(q.state_dict())
+    optimizer = torch.optim.AdamW([*q.parameters(), *v.parameters()], lr=1e-3, weight_decay=0.0)
+    for data in corridor.batches(steps):
+        data["rewards"] *= scale
+        loss = iql_loss(q, q_target, v, **data, gamma=GAMMA, expectile=expectile)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for target, online in zip(q_target.parameters(), q.parameters(), strict=True):
+                target.lerp_(online, 0.02)
+    return q(torch.eye(4)).detach() / scale, v(torch.eye(4)).squeeze(1).detach() / scale
+
+
+def test_saq_iql_finds_the_optimum_of_a_known_mdp(corridor):
+    q, v = train(corridor, expectile=0.95)
+    log_behavior = corridor.code_frequencies().clamp(min=1e-6).log()
+    codes = policy_logits(q, log_behavior, 0.02).argmax(1)
+    assert corridor.moves_right(codes).all(), "at a low temperature the policy moves right in every state"
+    np.testing.assert_allclose(v, corridor.optimal_values, atol=0.15)
+
+
+def test_expectile_one_half_evaluates_the_data(corridor):
+    """SARSA: V is the value of the uniformly random policy that collected the corridor's data."""
+    _, v = train(corridor, expectile=0.5)
+    np.testing.assert_allclose(v, corridor.random_values, atol=0.05)
