@@ -42,6 +42,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -76,6 +77,8 @@ class Args:
     """AdamW's beta1 (the paper's published runs: 0.001)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay (the paper's published runs: 1e-4)"""
+    ema_decay: float = 0.9995
+    """decay of the moving average of the weights that acts; 0: the last weights (the paper)"""
     greedy: bool = False
     """act by the most probable code in place of sampling; both are evaluated after the last step"""
     eval_every: int = 10_000
@@ -452,6 +455,11 @@ def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy that follows `model` when `update_parameters(model)` is called: decay * copy + (1 - decay) * model."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
 class Run:
     """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
 
@@ -657,17 +665,18 @@ if __name__ == "__main__":
 
     vqvae = make_vqvae(args, dataset, device)
     behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
+    behavior_acting = averaged(behavior, args.ema_decay)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     optimizer = torch.optim.AdamW(
         behavior.parameters(), args.learning_rate, (args.adam_b1, 0.999), weight_decay=args.weight_decay, fused=True
     )
-    parts = {"vqvae": vqvae, "behavior": behavior, "generator": generator}
+    parts = {"vqvae": vqvae, "behavior": behavior, "behavior_acting": behavior_acting, "generator": generator}
     run = Run(args, parts | {"vqvae_adam": vqvae_optimizer, "behavior_adam": optimizer})
     if args.compile:
         behavior_loss = torch.compile(behavior_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        return vqvae.decode(observations, choose(behavior(observations), greedy, generator))
+        return vqvae.decode(observations, choose(behavior_acting(observations), greedy, generator))
 
     # The codebook, and the code of every row, once.
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)
@@ -679,7 +688,8 @@ if __name__ == "__main__":
         optimizer.zero_grad()
         run.metrics["loss"].backward()
         optimizer.step()
+        behavior_acting.update_parameters(behavior)
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("SAQ-BC", policy, dataset, {"behavior": behavior}, vqvae=vqvae_quality)
+    run.finish("SAQ-BC", policy, dataset, {"behavior": behavior_acting.module}, vqvae=vqvae_quality)

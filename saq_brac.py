@@ -16,7 +16,7 @@ continuous BRAC disappear: alpha to 0 is Q-learning over the support of pi_b, al
 The weight w puts the largest return of the dataset at `value_scale`, so that one alpha fits every reward.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4,
-whose authors released only the continuous BRAC; BRAC (Wu et al., 2019), equations 4 to 6. README.md numbers the
+whose authors released only the continuous BRAC; BRAC (Wu et al., 2019), section 3. README.md numbers the
 deviations from the paper.
 
     python saq_brac.py                               # the demo dataset in this repository: a robot arm picks and places
@@ -96,6 +96,8 @@ class Args:
     """normalize the hidden layers of Q (the paper: no)"""
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
+    ema_decay: float = 0.9995
+    """decay of the moving average of the weights that acts; 0: the last weights (the paper)"""
     greedy: bool = False
     """act by the most probable code in place of sampling; both are evaluated after the last step"""
     eval_every: int = 10_000
@@ -472,6 +474,11 @@ def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy that follows `model` when `update_parameters(model)` is called: decay * copy + (1 - decay) * model."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
 class Run:
     """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
 
@@ -701,7 +708,7 @@ def brac_loss(
     gamma: float,
     alpha: float,
 ) -> dict[str, torch.Tensor]:
-    """Twin Q-learning with BRAC's value penalty (Wu et al., 2019, equation 5), in closed form over policies.
+    """Twin Q-learning with BRAC's value penalty (Wu et al., 2019, section 3), in closed form over policies.
 
     Args:
         q, q_target: map observations to values (2, B, K) of the codes.
@@ -740,12 +747,21 @@ if __name__ == "__main__":
 
     vqvae = make_vqvae(args, dataset, device)
     behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
+    behavior_acting = averaged(behavior, args.ema_decay)
     q = TwinQ(*(mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm) for _ in range(2))).to(device)
-    q_target = AveragedModel(q, multi_avg_fn=get_ema_multi_avg_fn(1.0 - args.tau))
+    q_target, q_acting = averaged(q, 1.0 - args.tau), averaged(q, args.ema_decay)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     behavior_optimizer, q_optimizer = adamw(behavior.parameters()), adamw(q.parameters())
-    parts = {"vqvae": vqvae, "behavior": behavior, "q": q, "q_target": q_target, "generator": generator}
+    parts = {
+        "vqvae": vqvae,
+        "behavior": behavior,
+        "behavior_acting": behavior_acting,
+        "q": q,
+        "q_target": q_target,
+        "q_acting": q_acting,
+        "generator": generator,
+    }
     optimizers = {"vqvae_adam": vqvae_optimizer, "behavior_adam": behavior_optimizer, "q_adam": q_optimizer}
     run = Run(args, parts | optimizers)
     if args.compile:
@@ -753,8 +769,8 @@ if __name__ == "__main__":
         behavior_loss, brac_loss = compiled(behavior_loss), compiled(brac_loss)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        log_behavior = behavior(observations).log_softmax(1)
-        logits = policy_logits(q(observations).amin(0), log_behavior, args.alpha)
+        log_behavior = behavior_acting(observations).log_softmax(1)
+        logits = policy_logits(q_acting(observations).amin(0), log_behavior, args.alpha)
         return vqvae.decode(observations, choose(logits, greedy, generator))
 
     # The codebook, and the code of every row, once.
@@ -767,11 +783,12 @@ if __name__ == "__main__":
         behavior_optimizer.zero_grad()
         run.metrics["loss"].backward()
         behavior_optimizer.step()
+        behavior_acting.update_parameters(behavior)
 
     # Behavior-regularized Q-learning on the codes, with log pi_b of every row looked up like its code.
     with torch.no_grad():
         chunks = dataset.observations.split(16384)
-        log_behavior = torch.cat([behavior(observations).log_softmax(1) for observations in chunks])
+        log_behavior = torch.cat([behavior_acting(observations).log_softmax(1) for observations in chunks])
     scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
     rewards = scale * dataset.rewards
     for step in run.steps("rl", args.total_steps, "losses/"):
@@ -793,7 +810,15 @@ if __name__ == "__main__":
         run.metrics["loss"].backward()
         q_optimizer.step()
         q_target.update_parameters(q)
+        q_acting.update_parameters(q)
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("SAQ-BRAC", policy, dataset, {"q": q, "behavior": behavior}, vqvae=vqvae_quality, reward_scale=scale)
+    run.finish(
+        "SAQ-BRAC",
+        policy,
+        dataset,
+        {"q": q_acting.module, "behavior": behavior_acting.module},
+        vqvae=vqvae_quality,
+        reward_scale=scale,
+    )

@@ -44,6 +44,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -90,6 +91,8 @@ class Args:
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     act_temperature: float = 0.3
     """temperature of the softmax over Q that codes are sampled from"""
+    ema_decay: float = 0.9995
+    """decay of the moving average of the weights that acts; 0: the last weights (the paper)"""
     greedy: bool = False
     """act by the most probable code (the paper) in place of sampling; both are evaluated after the last step"""
     target_period: int = 200
@@ -468,6 +471,11 @@ def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy that follows `model` when `update_parameters(model)` is called: decay * copy + (1 - decay) * model."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
 class Run:
     """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
 
@@ -713,17 +721,18 @@ if __name__ == "__main__":
     vqvae = make_vqvae(args, dataset, device)
     q, q_target = (mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm).to(device) for _ in range(2))
     q_target.load_state_dict(q.state_dict())
+    q_acting = averaged(q, args.ema_decay)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     q_optimizer = torch.optim.AdamW(
         q.parameters(), args.learning_rate, (args.adam_b1, 0.999), weight_decay=args.weight_decay, fused=True
     )
-    parts = {"vqvae": vqvae, "q": q, "q_target": q_target, "generator": generator}
+    parts = {"vqvae": vqvae, "q": q, "q_target": q_target, "q_acting": q_acting, "generator": generator}
     run = Run(args, parts | {"vqvae_adam": vqvae_optimizer, "q_adam": q_optimizer})
     if args.compile:
         cql_loss = torch.compile(cql_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        return vqvae.decode(observations, choose(q(observations) / args.act_temperature, greedy, generator))
+        return vqvae.decode(observations, choose(q_acting(observations) / args.act_temperature, greedy, generator))
 
     # The codebook, and the code of every row, once.
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)
@@ -749,9 +758,10 @@ if __name__ == "__main__":
         q_optimizer.zero_grad()
         run.metrics["loss"].backward()
         q_optimizer.step()
+        q_acting.update_parameters(q)
         if step % args.target_period == 0:
             q_target.load_state_dict(q.state_dict())
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("SAQ-CQL", policy, dataset, {"q": q}, vqvae=vqvae_quality, reward_scale=scale)
+    run.finish("SAQ-CQL", policy, dataset, {"q": q_acting.module}, vqvae=vqvae_quality, reward_scale=scale)

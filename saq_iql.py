@@ -92,6 +92,8 @@ class Args:
     """normalize the hidden layers of Q and V (the paper: no)"""
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: by domain (the paper)"""
+    ema_decay: float = 0.9995
+    """decay of the moving average of the weights that acts; 0: the last weights (the paper)"""
     greedy: bool = False
     """act by the most probable code in place of sampling; both are evaluated after the last step"""
     eval_every: int = 10_000
@@ -468,6 +470,11 @@ def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy that follows `model` when `update_parameters(model)` is called: decay * copy + (1 - decay) * model."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
 class Run:
     """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
 
@@ -745,14 +752,24 @@ if __name__ == "__main__":
 
     vqvae = make_vqvae(args, dataset, device)
     behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
+    behavior_acting = averaged(behavior, args.ema_decay)
     q = mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
     v = mlp(vqvae, 1, args.hidden_dim, args.layer_norm).to(device)
-    q_target = AveragedModel(q, multi_avg_fn=get_ema_multi_avg_fn(1.0 - args.tau))
+    q_target, q_acting = averaged(q, 1.0 - args.tau), averaged(q, args.ema_decay)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     behavior_optimizer = adamw(behavior.parameters())
     optimizer = adamw([{"params": q.parameters()}, {"params": v.parameters(), "weight_decay": 0.0}])
-    parts = {"vqvae": vqvae, "behavior": behavior, "q": q, "q_target": q_target, "v": v, "generator": generator}
+    parts = {
+        "vqvae": vqvae,
+        "behavior": behavior,
+        "behavior_acting": behavior_acting,
+        "q": q,
+        "q_target": q_target,
+        "q_acting": q_acting,
+        "v": v,
+        "generator": generator,
+    }
     optimizers = {"vqvae_adam": vqvae_optimizer, "behavior_adam": behavior_optimizer, "qv_adam": optimizer}
     run = Run(args, parts | optimizers)
     if args.compile:
@@ -760,7 +777,7 @@ if __name__ == "__main__":
         behavior_loss, iql_loss = compiled(behavior_loss), compiled(iql_loss)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        logits = policy_logits(q(observations), behavior(observations), args.temperature)
+        logits = policy_logits(q_acting(observations), behavior_acting(observations), args.temperature)
         return vqvae.decode(observations, choose(logits, greedy, generator))
 
     # The codebook, and the code of every row, once.
@@ -773,6 +790,7 @@ if __name__ == "__main__":
         behavior_optimizer.zero_grad()
         run.metrics["loss"].backward()
         behavior_optimizer.step()
+        behavior_acting.update_parameters(behavior)
 
     # Implicit Q-learning on the codes.
     if args.value_scale:
@@ -799,9 +817,15 @@ if __name__ == "__main__":
         run.metrics["loss"].backward()
         optimizer.step()
         q_target.update_parameters(q)
+        q_acting.update_parameters(q)
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
     run.finish(
-        "SAQ-IQL", policy, dataset, {"q": q, "v": v, "behavior": behavior}, vqvae=vqvae_quality, reward_scale=scale
+        "SAQ-IQL",
+        policy,
+        dataset,
+        {"q": q_acting.module, "v": v, "behavior": behavior_acting.module},
+        vqvae=vqvae_quality,
+        reward_scale=scale,
     )

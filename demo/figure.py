@@ -1,7 +1,7 @@
 """The README's pictures: what the codes of a trained VQ-VAE decode to, and the frames of a learned policy.
 
 pip install matplotlib
-python demo/figures.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...    # a run with --capture-video
+python demo/figure.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...    # a run with --capture-video
 """
 
 import sys
