@@ -3,7 +3,7 @@
     code        c = vqvae.encode(s, a)          looked up: computed once per row, before Q-learning
     policy      pi(k|s) = softmax_k (min Q(s, k) / alpha + log pi_b(k|s)),  a = vqvae.decode(s, k)
     target      y = w r + gamma (1 - terminal) alpha logsumexp_k (min Q_target(s', k) / alpha + log pi_b(k|s'))
-    loss        mean (Q_1(s, c) - y)^2 + mean (Q_2(s, c) - y)^2,  Q_target follows Q by Polyak averaging
+    loss        mean (Q_1(s, c) - y)^2 + mean (Q_2(s, c) - y)^2,  min: over both; Q_target follows by Polyak averaging
 
 BRAC's policy maximizes E_pi[Q] - alpha KL(pi || pi_b) in every state, and its value penalty charges the same KL in the
 backup: V(s) = max_pi E_pi[Q(s, k)] - alpha KL(pi || pi_b). Over K codes both have a closed form. Write Z(s) =
@@ -90,6 +90,8 @@ class Args:
     """discount factor"""
     alpha: float = 3.0
     """weight of the KL divergence from the behavior policy"""
+    q_functions: int = 2
+    """Q-functions, of which the least value counts"""
     tau: float = 0.005
     """weight of Q in each Polyak update of its target network"""
     layer_norm: bool = True
@@ -675,15 +677,15 @@ def behavior_loss(behavior: nn.Module, observations: torch.Tensor, codes: torch.
     return {"loss": F.cross_entropy(behavior(observations), codes)}
 
 
-class TwinQ(nn.Module):
-    """Two Q-functions: observations (B, observation_dim) -> values (2, B, K)."""
+class Ensemble(nn.Module):
+    """n Q-functions: observations (B, observation_dim) -> values (n, B, K)."""
 
-    def __init__(self, *pair: nn.Module):
+    def __init__(self, *members: nn.Module):
         super().__init__()
-        self.pair = nn.ModuleList(pair)
+        self.members = nn.ModuleList(members)
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        return torch.stack([q(observations) for q in self.pair])
+        return torch.stack([q(observations) for q in self.members])
 
 
 def policy_logits(values: torch.Tensor, log_behavior: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -708,22 +710,23 @@ def brac_loss(
     gamma: float,
     alpha: float,
 ) -> dict[str, torch.Tensor]:
-    """Twin Q-learning with BRAC's value penalty (Wu et al., 2019, section 3), in closed form over policies.
+    """Clipped Q-learning with BRAC's value penalty (Wu et al., 2019, section 3), in closed form over policies.
 
     Args:
-        q, q_target: map observations to values (2, B, K) of the codes.
+        q, q_target: map observations to values (n, B, K) of the codes.
         observations, next_observations: (B, observation_dim) float32.
         codes: (B,) int64, the codes of the actions taken.
         next_log_behavior: (B, K) float32, log pi_b(k|s').
         rewards, terminals: (B,) float32.
 
     Returns:
-        Scalars: `loss` to minimize, the sum over the twins; and `q_values`, the mean Q of the codes taken.
+        Scalars: `loss` to minimize, the sum over the n Q-functions; and `q_values`, the mean Q of the codes taken.
     """
     with torch.no_grad():
         next_values = soft_value(q_target(next_observations).amin(0), next_log_behavior, alpha)
         targets = rewards + gamma * (1.0 - terminals) * next_values
-    taken = q(observations).gather(2, codes.expand(2, -1)[:, :, None]).squeeze(2)
+    values = q(observations)
+    taken = values.gather(2, codes.expand(len(values), -1)[:, :, None]).squeeze(2)
     return {"loss": (taken - targets).square().mean(1).sum(), "q_values": taken.detach().mean()}
 
 
@@ -748,7 +751,8 @@ if __name__ == "__main__":
     vqvae = make_vqvae(args, dataset, device)
     behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
     behavior_acting = averaged(behavior, args.ema_decay)
-    q = TwinQ(*(mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm) for _ in range(2))).to(device)
+    q = Ensemble(*(mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm) for _ in range(args.q_functions)))
+    q = q.to(device)
     q_target, q_acting = averaged(q, 1.0 - args.tau), averaged(q, args.ema_decay)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)

@@ -19,7 +19,7 @@ import tyro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saq_brac import TwinQ, brac_loss
+from saq_brac import Ensemble, brac_loss
 from saq_cql import cql_loss, mlp
 from saq_iql import behavior_loss, iql_loss
 from vqvae import VQVAE, train_vqvae
@@ -109,7 +109,7 @@ def main(args: Args) -> None:
     def batch(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return observations[index], table[index], rewards[index], observations[index + 1]
 
-    behavior, q, q_target, v, twin = mlp(vqvae, codes, hidden), net(), net(), net(1), TwinQ(net(), net())
+    behavior, q, q_target, v, twin = mlp(vqvae, codes, hidden), net(), net(), net(1), Ensemble(net(), net())
     q_average, twin_average = averaged(q), averaged(twin)
     losses = map(compiled, (behavior_loss, cql_loss, iql_loss, brac_loss))
     behavior_step, cql_step, iql_step, brac_step = losses

@@ -6,13 +6,13 @@ import torch
 from conftest import GAMMA, batch
 from scipy.optimize import minimize
 
-from saq_brac import TwinQ, brac_loss, mlp, policy_logits, soft_value
+from saq_brac import Ensemble, brac_loss, mlp, policy_logits, soft_value
 from vqvae import VQVAE
 
 
 def twins():
     vqvae = VQVAE(4, 2, hidden_dim=8)
-    return [TwinQ(*(mlp(vqvae, 6, 16) for _ in range(2))) for _ in range(2)]
+    return [Ensemble(*(mlp(vqvae, 6, 16) for _ in range(2))) for _ in range(2)]
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
@@ -63,10 +63,10 @@ def test_brac_loss_is_the_equation():
     losses = []
     for i, code in enumerate(data["codes"].tolist()):
         here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
-        least = np.minimum(*(network(there)[0].detach().double().numpy() for network in q_target.pair))
+        least = np.minimum(*(network(there)[0].detach().double().numpy() for network in q_target.members))
         weights = np.exp(next_log_behavior[i].double().numpy() + least / 2.0)
         y = data["rewards"][i].item() + 0.9 * (1 - data["terminals"][i].item()) * 2.0 * np.log(weights.sum())
-        losses.append(sum((network(here)[0, code].item() - y) ** 2 for network in q.pair))
+        losses.append(sum((network(here)[0, code].item() - y) ** 2 for network in q.members))
     assert metrics["loss"].item() == pytest.approx(np.mean(losses), rel=1e-4)
 
 
@@ -80,7 +80,7 @@ def test_no_gradient_through_the_backup():
 
 def train(corridor, alpha: float, scale: float = 10.0, steps: int = 3000) -> torch.Tensor:
     """Values (4, 16) of the corridor's states and codes, least of the twins; `alpha` on the scale of its rewards."""
-    q, q_target = (TwinQ(*(mlp(corridor.vqvae, 16, 64) for _ in range(2))) for _ in range(2))
+    q, q_target = (Ensemble(*(mlp(corridor.vqvae, 16, 64) for _ in range(2))) for _ in range(2))
     q_target.load_state_dict(q.state_dict())
     log_behavior = corridor.code_frequencies().clamp(min=1e-9).log()
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3, weight_decay=0.0)

@@ -254,7 +254,7 @@ PAPER = {
     "saq_bc": ["--adam-b1=0.001"],
     "saq_iql": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0"],
     "saq_cql": ["--value-scale=0", "--greedy", "--no-layer-norm", "--adam-b1=0.001"],
-    "saq_brac": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0"],
+    "saq_brac": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0", "--q-functions=1"],
 }
 
 
