@@ -790,9 +790,10 @@ if __name__ == "__main__":
         behavior_acting.update_parameters(behavior)
 
     # Behavior-regularized Q-learning on the codes, with log pi_b of every row looked up like its code.
+    log_behavior = torch.empty(len(codes), args.codebook_size, device=device)
     with torch.no_grad():
-        chunks = dataset.observations.split(16384)
-        log_behavior = torch.cat([behavior_acting(observations).log_softmax(1) for observations in chunks])
+        for rows in torch.arange(len(codes), device=device).split(16384):
+            log_behavior[rows] = behavior_acting(dataset.observations[rows]).log_softmax(1)
     scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
     rewards = scale * dataset.rewards
     for step in run.steps("rl", args.total_steps, "losses/"):
