@@ -15,6 +15,7 @@ README.md numbers the deviations from the paper. The paper's own recipe: --resta
 """
 
 import contextlib
+import copy
 import difflib
 import importlib.util
 import io
@@ -42,7 +43,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -78,7 +78,7 @@ class Args:
     weight_decay: float = 1e-3
     """AdamW's weight decay (the paper's published runs: 1e-4)"""
     ema_decay: float = 0.9995
-    """decay of the moving average of the weights that acts; 0: the last weights (the paper)"""
+    """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
     greedy: bool = False
     """act by the most probable code in place of sampling; both are evaluated after the last step"""
     eval_every: int = 10_000
@@ -455,9 +455,11 @@ def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy that follows `model` when `update_parameters(model)` is called: decay * copy + (1 - decay) * model."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
+    for follower, leader in zip(average.parameters(), model.parameters(), strict=True):
+        follower.lerp_(leader, weight)
 
 
 class Run:
@@ -665,7 +667,7 @@ if __name__ == "__main__":
 
     vqvae = make_vqvae(args, dataset, device)
     behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
-    behavior_acting = averaged(behavior, args.ema_decay)
+    behavior_acting = copy.deepcopy(behavior)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     optimizer = torch.optim.AdamW(
         behavior.parameters(), args.learning_rate, (args.adam_b1, 0.999), weight_decay=args.weight_decay, fused=True
@@ -688,8 +690,8 @@ if __name__ == "__main__":
         optimizer.zero_grad()
         run.metrics["loss"].backward()
         optimizer.step()
-        behavior_acting.update_parameters(behavior)
+        follow(behavior_acting, behavior, max(1.0 - args.ema_decay, 10 / (9 + step)))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("SAQ-BC", policy, dataset, {"behavior": behavior_acting.module}, vqvae=vqvae_quality)
+    run.finish("SAQ-BC", policy, dataset, {"behavior": behavior_acting}, vqvae=vqvae_quality)

@@ -17,6 +17,7 @@ CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations f
 """
 
 import contextlib
+import copy
 import difflib
 import importlib.util
 import io
@@ -44,7 +45,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -92,7 +92,7 @@ class Args:
     act_temperature: float = 0.3
     """temperature of the softmax over Q that codes are sampled from"""
     ema_decay: float = 0.9995
-    """decay of the moving average of the weights that acts; 0: the last weights (the paper)"""
+    """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
     greedy: bool = False
     """act by the most probable code (the paper) in place of sampling; both are evaluated after the last step"""
     target_period: int = 200
@@ -471,9 +471,11 @@ def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy that follows `model` when `update_parameters(model)` is called: decay * copy + (1 - decay) * model."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
+    for follower, leader in zip(average.parameters(), model.parameters(), strict=True):
+        follower.lerp_(leader, weight)
 
 
 class Run:
@@ -719,9 +721,8 @@ if __name__ == "__main__":
     dataset = load_dataset(args.env_id, args.dataset_path, make_env(args.env_id), device)
 
     vqvae = make_vqvae(args, dataset, device)
-    q, q_target = (mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm).to(device) for _ in range(2))
-    q_target.load_state_dict(q.state_dict())
-    q_acting = averaged(q, args.ema_decay)
+    q = mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
+    q_target, q_acting = copy.deepcopy(q), copy.deepcopy(q)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     q_optimizer = torch.optim.AdamW(
         q.parameters(), args.learning_rate, (args.adam_b1, 0.999), weight_decay=args.weight_decay, fused=True
@@ -758,10 +759,10 @@ if __name__ == "__main__":
         q_optimizer.zero_grad()
         run.metrics["loss"].backward()
         q_optimizer.step()
-        q_acting.update_parameters(q)
+        follow(q_acting, q, max(1.0 - args.ema_decay, 10 / (9 + step)))
         if step % args.target_period == 0:
             q_target.load_state_dict(q.state_dict())
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("SAQ-CQL", policy, dataset, {"q": q_acting.module}, vqvae=vqvae_quality, reward_scale=scale)
+    run.finish("SAQ-CQL", policy, dataset, {"q": q_acting}, vqvae=vqvae_quality, reward_scale=scale)

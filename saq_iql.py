@@ -18,6 +18,7 @@ recipe: --value-scale 0 --restart-every 0 --no-standardize --no-layer-norm.
 """
 
 import contextlib
+import copy
 import difflib
 import importlib.util
 import io
@@ -45,7 +46,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -93,7 +93,7 @@ class Args:
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: by domain (the paper)"""
     ema_decay: float = 0.9995
-    """decay of the moving average of the weights that acts; 0: the last weights (the paper)"""
+    """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
     greedy: bool = False
     """act by the most probable code in place of sampling; both are evaluated after the last step"""
     eval_every: int = 10_000
@@ -470,9 +470,11 @@ def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy that follows `model` when `update_parameters(model)` is called: decay * copy + (1 - decay) * model."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
+    for follower, leader in zip(average.parameters(), model.parameters(), strict=True):
+        follower.lerp_(leader, weight)
 
 
 class Run:
@@ -752,10 +754,10 @@ if __name__ == "__main__":
 
     vqvae = make_vqvae(args, dataset, device)
     behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
-    behavior_acting = averaged(behavior, args.ema_decay)
+    behavior_acting = copy.deepcopy(behavior)
     q = mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
     v = mlp(vqvae, 1, args.hidden_dim, args.layer_norm).to(device)
-    q_target, q_acting = averaged(q, 1.0 - args.tau), averaged(q, args.ema_decay)
+    q_target, q_acting = copy.deepcopy(q), copy.deepcopy(q)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     behavior_optimizer = adamw(behavior.parameters())
@@ -784,13 +786,13 @@ if __name__ == "__main__":
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)
 
     # The behavior policy over codes.
-    for _ in run.steps("bc", args.bc_steps, "losses/bc_"):
+    for step in run.steps("bc", args.bc_steps, "losses/bc_"):
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
         run.metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
         behavior_optimizer.zero_grad()
         run.metrics["loss"].backward()
         behavior_optimizer.step()
-        behavior_acting.update_parameters(behavior)
+        follow(behavior_acting, behavior, max(1.0 - args.ema_decay, 10 / (9 + step)))
 
     # Implicit Q-learning on the codes.
     if args.value_scale:
@@ -816,8 +818,8 @@ if __name__ == "__main__":
         optimizer.zero_grad()
         run.metrics["loss"].backward()
         optimizer.step()
-        q_target.update_parameters(q)
-        q_acting.update_parameters(q)
+        follow(q_target, q, args.tau)
+        follow(q_acting, q, max(1.0 - args.ema_decay, 10 / (9 + step)))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
@@ -825,7 +827,7 @@ if __name__ == "__main__":
         "SAQ-IQL",
         policy,
         dataset,
-        {"q": q_acting.module, "v": v, "behavior": behavior_acting.module},
+        {"q": q_acting, "v": v, "behavior": behavior_acting},
         vqvae=vqvae_quality,
         reward_scale=scale,
     )

@@ -7,6 +7,7 @@ depend on the machine's load. 1.0 would be a step that does nothing but multiply
     python benchmark/speed.py --compile      # with torch.compile
 """
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from saq_brac import Ensemble, brac_loss
-from saq_cql import cql_loss, mlp
+from saq_cql import cql_loss, follow, mlp
 from saq_iql import behavior_loss, iql_loss
 from vqvae import VQVAE, train_vqvae
 
@@ -90,10 +90,7 @@ def main(args: Args) -> None:
     def net(outputs: int = codes) -> torch.nn.Module:
         return mlp(vqvae, outputs, hidden, layer_norm=args.layer_norm)
 
-    def averaged(model: torch.nn.Module) -> AveragedModel:
-        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
-
-    def train(loss, models: list[torch.nn.Module], after: Callable[[], None] = lambda: None) -> Callable:
+    def train(loss, models: list[torch.nn.Module], averages: tuple[torch.nn.Module, ...]) -> Callable:
         optimizer = torch.optim.AdamW([p for model in models for p in model.parameters()], fused=True)
 
         def run(steps: Iterator[int]) -> None:
@@ -102,7 +99,8 @@ def main(args: Args) -> None:
                 optimizer.zero_grad()
                 metrics["loss"].backward()
                 optimizer.step()
-                after()
+                for average in averages:
+                    follow(average, models[0], 0.005)
 
         return run
 
@@ -110,7 +108,7 @@ def main(args: Args) -> None:
         return observations[index], table[index], rewards[index], observations[index + 1]
 
     behavior, q, q_target, v, twin = mlp(vqvae, codes, hidden), net(), net(), net(1), Ensemble(net(), net())
-    q_average, twin_average = averaged(q), averaged(twin)
+    acting, q_acting, twin_target, twin_acting = (copy.deepcopy(model) for model in (behavior, q, twin, twin))
     losses = map(compiled, (behavior_loss, cql_loss, iql_loss, brac_loss))
     behavior_step, cql_step, iql_step, brac_step = losses
 
@@ -125,24 +123,23 @@ def main(args: Args) -> None:
             lambda steps: train_vqvae(vqvae, observations, actions, steps, args.batch_size, compile=args.compile),
             [*encoder, (latent, codes, "y"), *decoder],
         ),
-        "SAQ-BC, pi_b": (train(lambda i: behavior_step(behavior, observations[i], table[i]), [behavior]), q_layers),
+        "SAQ-BC, pi_b": (
+            train(lambda i: behavior_step(behavior, observations[i], table[i]), [behavior], (acting,)),
+            q_layers,
+        ),
         "SAQ-CQL": (
-            train(lambda i: cql_step(q, q_target, *batch(i), terminals[i], 0.99, 20.0, 1.0), [q]),
+            train(lambda i: cql_step(q, q_target, *batch(i), terminals[i], 0.99, 20.0, 1.0), [q], (q_acting,)),
             q_layers + 2 * forward_q,
         ),
         "SAQ-IQL": (
-            train(
-                lambda i: iql_step(q, q_average, v, *batch(i), terminals[i], 0.99, 0.7),
-                [q, v],
-                lambda: q_average.update_parameters(q),
-            ),
+            train(lambda i: iql_step(q, q_target, v, *batch(i), terminals[i], 0.99, 0.7), [q, v], (q_target, q_acting)),
             q_layers + v_layers + forward_q + forward_v,
         ),
         "SAQ-BRAC": (
             train(
-                lambda i: brac_step(twin, twin_average, *batch(i), log_behavior[i + 1], terminals[i], 0.99, 3.0),
+                lambda i: brac_step(twin, twin_target, *batch(i), log_behavior[i + 1], terminals[i], 0.99, 3.0),
                 [twin],
-                lambda: twin_average.update_parameters(twin),
+                (twin_target, twin_acting),
             ),
             2 * q_layers + 2 * forward_q,
         ),
