@@ -421,8 +421,12 @@ def capture_video(env_id: str, policy: Policy, seed: int, device: torch.device, 
             file.write(imageio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=50, loop=0))
 
 
-def parse_args(args_class: type):
-    """The command line; with `--resume RUN` the flags that are not given take that run's values."""
+def parse_args(args_class: type, positive: tuple[str, ...] = ()):
+    """The command line; with `--resume RUN` the flags that are not given take that run's values.
+
+    Args:
+        positive: names of the algorithm's own arguments that must be above 0.
+    """
     args = tyro.cli(args_class)
     if args.resume:
         try:
@@ -430,6 +434,10 @@ def parse_args(args_class: type):
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"--resume {args.resume}: not the folder of a run of {Path(__file__).name} ({error})")
         args = tyro.cli(args_class, default=saved)
+    counts = ("total_steps", "batch_size", "codebook_size", "hidden_dim", "eval_every", "eval_episodes")
+    for name in (*positive, *counts, "final_eval_episodes", "checkpoint_every"):
+        if getattr(args, name) <= 0:
+            fail(f"--{name.replace('_', '-')} must be above 0, it is {getattr(args, name)}")
     if args.env_id not in TASKS:
         near = difflib.get_close_matches(args.env_id, TASKS, n=3, cutoff=0.0)
         fail(f"unknown --env-id {args.env_id}; did you mean {', '.join(near)}?")
@@ -744,7 +752,7 @@ def largest_return(dataset: Dataset, gamma: float) -> float:
 
 
 if __name__ == "__main__":
-    args = parse_args(Args)
+    args = parse_args(Args, positive=("alpha", "q_functions"))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)

@@ -322,6 +322,8 @@ def bad_input(tmp_path, finished, other_algorithm):
         "resume another architecture": ([f"--resume={folder}", "--hidden-dim=32"], ["another architecture"]),
         "no GPU": (["--device=cuda"], ["--device cuda", "no GPU"]),
         "no tracker": ([*SMALL, "--track"], ["pip install wandb"]),
+        "no steps": (["--total-steps=0"], ["--total-steps", "above 0"]),
+        "no temperature": (["--act-temperature=0"], ["--act-temperature", "above 0"]),
         "no such flag": (["--alhpa=1"], ["--alhpa"]),
     }
 
@@ -344,6 +346,8 @@ def bad_input(tmp_path, finished, other_algorithm):
         "resume another architecture",
         "no GPU",
         "no tracker",
+        "no steps",
+        "no temperature",
         "no such flag",
     ],
 )
