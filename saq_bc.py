@@ -8,7 +8,8 @@ A categorical policy over K codes can be of many modes, which a Gaussian over ac
 other algorithms of this project have to beat, and the pi_b that SAQ-IQL and SAQ-BRAC hold on to.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 5.
-README.md numbers the deviations from the paper. The paper's own recipe: --restart-every 0 --no-standardize.
+README.md numbers the deviations from the paper. The paper's own recipe:
+--ema-decay 0 --restart-every 0 --no-standardize.
 
     python saq_bc.py                                # the demo dataset in this repository: a robot arm picks and places
     python saq_bc.py --env-id hopper-medium-v2      # D4RL

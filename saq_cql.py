@@ -10,7 +10,7 @@ the largest return of the dataset at `value_scale`, so that one T and one alpha 
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
 CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper. The paper's own recipe:
---value-scale 0 --greedy --restart-every 0 --no-standardize --no-layer-norm.
+--value-scale 0 --greedy --ema-decay 0 --restart-every 0 --no-standardize --no-layer-norm.
 
     python saq_cql.py                                # the demo dataset in this repository: a robot arm picks and places
     python saq_cql.py --env-id hopper-medium-v2      # D4RL

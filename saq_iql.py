@@ -11,7 +11,7 @@ weight w puts the largest return of the dataset at `value_scale`, so that one te
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
 IQL (Kostrikov et al., ICLR 2022), equations 5 to 7. README.md numbers the deviations from the paper. The paper's own
-recipe: --value-scale 0 --restart-every 0 --no-standardize --no-layer-norm.
+recipe: --value-scale 0 --ema-decay 0 --restart-every 0 --no-standardize --no-layer-norm.
 
     python saq_iql.py                                # the demo dataset in this repository: a robot arm picks and places
     python saq_iql.py --env-id hopper-medium-v2      # D4RL

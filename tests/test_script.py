@@ -260,7 +260,14 @@ PAPER = {
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_papers_recipe_and_every_other_option_run(tmp_path, algorithm):
-    common = ["--restart-every=0", "--no-standardize", "--weight-decay=1e-4", "--batch-size=32", "--greedy"]
+    common = [
+        "--ema-decay=0",
+        "--restart-every=0",
+        "--no-standardize",
+        "--weight-decay=1e-4",
+        "--batch-size=32",
+        "--greedy",
+    ]
     done = run(*SMALL, *common, *PAPER[algorithm], folder=tmp_path, algorithm=algorithm)
     assert ", sampled " in done.stdout
 
