@@ -486,6 +486,11 @@ def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
         follower.lerp_(leader, weight)
 
 
+def ema_weight(decay: float, step: int) -> float:
+    """Weight of step 1, 2, ... in a moving average of this decay; larger at first, so that the first weights fade."""
+    return max(1.0 - decay, 10 / (9 + step))
+
+
 class Run:
     """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
 
@@ -767,7 +772,7 @@ if __name__ == "__main__":
         q_optimizer.zero_grad()
         run.metrics["loss"].backward()
         q_optimizer.step()
-        follow(q_acting, q, max(1.0 - args.ema_decay, 10 / (9 + step)))
+        follow(q_acting, q, ema_weight(args.ema_decay, step))
         if step % args.target_period == 0:
             q_target.load_state_dict(q.state_dict())
         if step % args.eval_every == 0 and step < args.total_steps:

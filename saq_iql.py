@@ -485,6 +485,11 @@ def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
         follower.lerp_(leader, weight)
 
 
+def ema_weight(decay: float, step: int) -> float:
+    """Weight of step 1, 2, ... in a moving average of this decay; larger at first, so that the first weights fade."""
+    return max(1.0 - decay, 10 / (9 + step))
+
+
 class Run:
     """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
 
@@ -800,7 +805,7 @@ if __name__ == "__main__":
         behavior_optimizer.zero_grad()
         run.metrics["loss"].backward()
         behavior_optimizer.step()
-        follow(behavior_acting, behavior, max(1.0 - args.ema_decay, 10 / (9 + step)))
+        follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
 
     # Implicit Q-learning on the codes.
     if args.value_scale:
@@ -827,7 +832,7 @@ if __name__ == "__main__":
         run.metrics["loss"].backward()
         optimizer.step()
         follow(q_target, q, args.tau)
-        follow(q_acting, q, max(1.0 - args.ema_decay, 10 / (9 + step)))
+        follow(q_acting, q, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 

@@ -109,8 +109,8 @@ def main(args: Args) -> None:
 
     behavior, q, q_target, v, twin = mlp(vqvae, codes, hidden), net(), net(), net(1), Ensemble(net(), net())
     acting, q_acting, twin_target, twin_acting = (copy.deepcopy(model) for model in (behavior, q, twin, twin))
-    losses = map(compiled, (behavior_loss, cql_loss, iql_loss, brac_loss))
-    behavior_step, cql_step, iql_step, brac_step = losses
+    losses = (behavior_loss, cql_loss, iql_loss, brac_loss)
+    behavior_step, cql_step, iql_step, brac_step = map(compiled, losses)
 
     latent = vqvae.config["embedding_dim"]
     encoder = [(obs + act, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, latent, "ywx")]

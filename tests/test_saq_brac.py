@@ -6,7 +6,7 @@ import torch
 from conftest import GAMMA, batch
 from scipy.optimize import minimize
 
-from saq_brac import Ensemble, brac_loss, mlp, policy_logits, soft_value
+from saq_brac import Ensemble, brac_loss, follow, mlp, policy_logits, soft_value
 from vqvae import VQVAE
 
 
@@ -87,15 +87,11 @@ def train(corridor, alpha: float, scale: float = 10.0, steps: int = 3000) -> tor
     for data in corridor.batches(steps):
         data["rewards"] *= scale
         next_log_behavior = log_behavior[data["next_observations"].argmax(1)]
-        loss = brac_loss(q, q_target, next_log_behavior=next_log_behavior, **data, gamma=GAMMA, alpha=alpha * scale)[
-            "loss"
-        ]
+        metrics = brac_loss(q, q_target, next_log_behavior=next_log_behavior, **data, gamma=GAMMA, alpha=alpha * scale)
         optimizer.zero_grad()
-        loss.backward()
+        metrics["loss"].backward()
         optimizer.step()
-        with torch.no_grad():
-            for target, online in zip(q_target.parameters(), q.parameters(), strict=True):
-                target.lerp_(online, 0.02)
+        follow(q_target, q, 0.02)
     return q(torch.eye(4)).amin(0).detach() / scale
 
 

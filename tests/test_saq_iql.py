@@ -8,7 +8,7 @@ import torch
 from conftest import GAMMA, batch
 from scipy.optimize import brentq
 
-from saq_iql import domain_scale, expectile_loss, iql_loss, mlp, policy_logits
+from saq_iql import domain_scale, expectile_loss, follow, iql_loss, mlp, policy_logits
 from vqvae import VQVAE
 
 
@@ -103,9 +103,7 @@ def train(corridor, expectile: float, scale: float = 10.0, steps: int = 3000):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        with torch.no_grad():
-            for target, online in zip(q_target.parameters(), q.parameters(), strict=True):
-                target.lerp_(online, 0.02)
+        follow(q_target, q, 0.02)
     return q(torch.eye(4)).detach() / scale, v(torch.eye(4)).squeeze(1).detach() / scale
 
 

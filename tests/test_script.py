@@ -253,7 +253,7 @@ def test_resume_can_extend_a_run(finished, tmp_path):
 PAPER = {
     "saq_bc": ["--adam-b1=0.001"],
     "saq_iql": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0"],
-    "saq_cql": ["--value-scale=0", "--greedy", "--no-layer-norm", "--adam-b1=0.001"],
+    "saq_cql": ["--value-scale=0", "--no-layer-norm", "--adam-b1=0.001"],
     "saq_brac": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0", "--q-functions=1"],
 }
 
