@@ -17,10 +17,13 @@ README.md numbers the deviations from the paper. The paper's own recipe:
 
 import contextlib
 import copy
+import ctypes.util
 import difflib
+import gc
 import importlib.util
 import io
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -35,7 +38,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, NoReturn
+from typing import IO, Any, Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import h5py
@@ -53,9 +56,13 @@ from vqvae import VQVAE, Standardize, train_vqvae
 @dataclass
 class Args:
     env_id: str = "fetch-pick-and-place-demo-v0"
-    """dataset and environment: a D4RL locomotion or Adroit id, or the demo in this repository"""
+    """dataset and environment: a D4RL, robomimic or Minari id, or the demo in this repository"""
     dataset_path: str | None = None
-    """HDF5 file in D4RL's layout to use in place of the id's own dataset"""
+    """HDF5 file in D4RL's or robomimic's layout in place of the id's own; robomimic's brings its environment"""
+    dataset_filter: str | None = None
+    """robomimic files: filter key of the demonstrations to use, such as train; default all"""
+    observation_keys: list[str] | None = None
+    """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
     vqvae_steps: int = 500_000
@@ -86,8 +93,8 @@ class Args:
     """gradient steps between evaluations"""
     eval_episodes: int = 10
     """episodes per evaluation during training"""
-    final_eval_episodes: int = 100
-    """episodes of the evaluation after the last step"""
+    final_eval_episodes: int | None = None
+    """episodes of the evaluation after the last step; default 100, robosuite 50"""
     checkpoint_every: int = 10_000
     """gradient steps between checkpoints"""
     runs_dir: str = "runs"
@@ -110,18 +117,25 @@ class Args:
 
 
 class Task(NamedTuple):
-    """What an `--env-id` stands for: environment, step limit, returns that score 0 and 100, and its dataset's URL."""
+    """What an `--env-id` stands for: an environment, the returns that score 0 and 100 in it, and a dataset."""
 
-    gym_id: str
+    name: str  # of the environment: gymnasium's id or robosuite's name; Minari: of the dataset
     max_steps: int
     min_return: float
     max_return: float
-    url: str | None  # None: the dataset lies in this repository
+    url: str | None = None  # of the dataset, if it is to be downloaded
+    # set by `find_task`:
+    path: Path | None = None  # of the dataset's HDF5 file
+    env_args: dict | None = None  # robomimic: the file's description of its environment
+    observation_keys: list[str] | None = None  # robomimic: observations to concatenate
+    dataset_filter: str | None = None  # robomimic: filter key of the demonstrations to use
+    minari: Any = None  # the MinariDataset
 
 
 LOG_EVERY = 500  # gradient steps
 D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
-TASKS = {"fetch-pick-and-place-demo-v0": Task("FetchPickAndPlace-v4", 50, 0.0, 1.0, None)}
+ROBOMIMIC_SERVER = "http://downloads.cs.stanford.edu/downloads/rt_benchmark"
+TASKS = {"fetch-pick-and-place-demo-v0": Task("FetchPickAndPlace-v4", 50, 0.0, 1.0)}
 for _name, *_task in (
     ("halfcheetah", "HalfCheetah-v4", 1000, -280.178953, 12135.0),
     ("hopper", "Hopper-v4", 1000, -20.272305, 3234.3),
@@ -143,12 +157,37 @@ for _name, *_task in (
     ):
         TASKS[f"{_name}-{_kind}-v0"] = Task(*_task, f"{D4RL_SERVER}/hand_dapg/{_file}.hdf5")
         TASKS[f"{_name}-{_kind}-v1"] = Task(*_task, f"{D4RL_SERVER}/hand_dapg_v1/{_name}-{_kind}-v1.hdf5")
+ROBOMIMIC_STEPS = {"TwoArmTransport": 700, "ToolHang": 700}  # every other task: 400
+for _name, _robosuite_name, _kinds in (
+    ("lift", "Lift", ("ph", "mh", "mg", "mg-dense")),
+    ("can", "PickPlaceCan", ("ph", "mh", "mg", "mg-dense")),
+    ("square", "NutAssemblySquare", ("ph", "mh")),
+    ("transport", "TwoArmTransport", ("ph", "mh")),
+    ("tool_hang", "ToolHang", ("ph",)),
+):
+    for _kind in _kinds:
+        _file = {"mg": "mg/low_dim_sparse", "mg-dense": "mg/low_dim_dense"}.get(_kind, f"{_kind}/low_dim")
+        _url = f"{ROBOMIMIC_SERVER}/{_name}/{_file}_v141.hdf5"
+        TASKS[f"{_name}-{_kind}"] = Task(_robosuite_name, ROBOMIMIC_STEPS.get(_robosuite_name, 400), 0.0, 1.0, _url)
 
 
 def fail(message: str) -> NoReturn:
     """End the program with one line on stderr and exit code 2: the user's input, not the program, is at fault."""
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", *message.split(), file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep off the screen what environments' packages say when they are imported and started."""
+    gym.logger.min_level = gym.logger.ERROR  # D4RL's v2 tasks are gymnasium's v4: no hint to upgrade to v5
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class PickAndPlace(gym.Wrapper):
@@ -186,26 +225,79 @@ class AdroitAsInD4RL(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
-    """The gymnasium environment of an id in TASKS, with D4RL's step limit, rewards and endings."""
-    task = TASKS[env_id]
-    gym.logger.min_level = gym.logger.ERROR  # D4RL's v2 tasks are gymnasium's v4: no hint to upgrade to v5
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if task.gym_id.startswith(("Fetch", "Adroit")):
-            with contextlib.redirect_stderr(io.StringIO()):  # its notice about rewards, which AdroitAsInD4RL restores
-                import gymnasium_robotics
+class RobosuiteSuccess(gym.Wrapper):
+    """Reward 1 and end of the episode when a robosuite task is achieved, else 0: what robomimic counts."""
+
+    def step(self, action):
+        observation, _, _, _, info = self.env.step(action)
+        success = bool(self.env.env._check_success())
+        return observation, float(success), success, False, info
+
+    def render(self):
+        return self.env.env.sim.render(camera_name="agentview", width=512, height=512)[::-1]
+
+
+def make_robosuite(task: Task, render_mode: str | None) -> gym.Env:
+    """The environment that a robomimic file describes; its observation is `task.observation_keys`, concatenated."""
+    if sys.platform == "linux" and ctypes.util.find_library("EGL") is None:
+        os.environ.setdefault("MUJOCO_GL", "glx")  # importing robosuite loads EGL unless told of another
+    try:
+        with quiet():
+            import robosuite
+            from robosuite.wrappers import GymWrapper
+    except ImportError as error:
+        fail(f"{task.name} needs robosuite ({error}): pip install --no-deps -r requirements-robosuite.txt")
+    installed = robosuite.__version__
+    recorded = task.env_args.get("env_version", installed)
+    if recorded.split(".")[:2] != installed.split(".")[:2]:
+        fail(f"{task.path} was recorded with robosuite {recorded}, installed is {installed}: they differ in physics")
+    rendering = {"has_renderer": False, "has_offscreen_renderer": bool(render_mode), "use_camera_obs": False}
+    keys = ["object-state" if key == "object" else key for key in task.observation_keys]
+    try:
+        with quiet():
+            env = robosuite.make(task.name, **task.env_args["env_kwargs"] | rendering | {"ignore_done": True})
+            for key in set(keys) & set(env.observation_names):  # a few are off by default
+                env.modify_observable(key, "active", True)
+            env = GymWrapper(env, keys)
+    except Exception as error:  # each task and version fails in its own way
+        fail(f"robosuite {installed} cannot make {task.name} as {task.path} has it: {error!r}")
+    env.metadata = {"render_modes": ["rgb_array"]}
+    return gym.wrappers.TimeLimit(RobosuiteSuccess(env), task.max_steps)
+
+
+def make_minari(task: Task, render_mode: str | None) -> gym.Env:
+    """The environment that a Minari dataset is to be evaluated in, with observations flattened."""
+    try:
+        with quiet():
+            env = task.minari.recover_environment(eval_env=True, render_mode=render_mode)
+    except Exception as error:  # each package fails in its own way
+        fail(f"cannot make the environment of {task.name}: {error!r}")
+    if not isinstance(env.action_space, gym.spaces.Box):
+        fail(f"{task.name} has actions in {env.action_space}; SAQ needs continuous ones (Box)")
+    if env.spec.max_episode_steps is None:
+        env = gym.wrappers.TimeLimit(env, task.max_steps)
+    return gym.wrappers.FlattenObservation(env)
+
+
+def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
+    """The task's gymnasium environment, with the rewards, endings and step limit of the benchmark it comes from."""
+    if task.env_args:
+        return make_robosuite(task, render_mode)
+    if task.minari:
+        return make_minari(task, render_mode)
+    with quiet():
+        if task.name.startswith(("Fetch", "Adroit")):
+            import gymnasium_robotics
 
             gym.register_envs(gymnasium_robotics)
-        env = gym.make(task.gym_id, max_episode_steps=task.max_steps, render_mode=render_mode)
-    if task.gym_id.startswith("Fetch"):
+        env = gym.make(task.name, max_episode_steps=task.max_steps, render_mode=render_mode)
+    if task.name.startswith("Fetch"):
         return PickAndPlace(env)
-    return AdroitAsInD4RL(env) if task.gym_id.startswith("Adroit") else env
+    return AdroitAsInD4RL(env) if task.name.startswith("Adroit") else env
 
 
-def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
-    """D4RL's score: 0 for a random policy's return, 100 for an expert's; success in percent for the demo."""
-    task = TASKS[env_id]
+def normalized_score(task: Task, returns: np.ndarray) -> np.ndarray:
+    """0 for a random policy's return, 100 for an expert's (D4RL, Minari); success in percent (demo, robomimic)."""
     return 100.0 * (returns - task.min_return) / (task.max_return - task.min_return)
 
 
@@ -229,61 +321,128 @@ def download(url: str, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-class Dataset(NamedTuple):
-    """Rows of a D4RL file on the device. Row t + 1 holds the next observation of every t in `transitions`."""
+def read_header(path: Path) -> tuple[dict, list[str]] | None:
+    """Of a robomimic file, `env_args` and the names of its observations; None if the HDF5 file is not robomimic's."""
+    try:
+        with h5py.File(path, "r") as file:
+            if not isinstance(file.get("data"), h5py.Group):
+                return None
+            env_args = json.loads(file["data"].attrs["env_args"])
+            names = [name for demonstration in list(file["data"].values())[:1] for name in demonstration["obs"]]
+    except OSError as error:
+        fail(f"{path} is not a readable HDF5 file: {error}")
+    except (KeyError, TypeError, ValueError) as error:
+        fail(f"{path} has robomimic's group 'data', but no readable env_args or obs in it: {error}")
+    if not isinstance(env_args, dict) or not {"env_name", "env_kwargs"} <= env_args.keys() or env_args.get("type") != 1:
+        fail(f"{path}: its env_args do not describe a robosuite environment (env_name, env_kwargs, type 1)")
+    return env_args, names
 
-    observations: torch.Tensor  # (M, observation_dim) float32
+
+def find_task(args) -> Task:
+    """The task of `args.env_id` with its dataset, downloaded if it is not here.
+
+    A robomimic file names its own environment, so that `args.env_id`, if left at its default, becomes that name. An id
+    with a slash, or of a dataset that Minari finds on this machine, is Minari's.
+    """
+    task, path = TASKS.get(args.env_id), args.dataset_path and Path(args.dataset_path)
+    minari_path = Path(os.environ.get("MINARI_DATASETS_PATH", Path.home() / ".minari" / "datasets")) / args.env_id
+    if path is None and task is not None:
+        if task.url is None:
+            path = Path(__file__).parent / "demo" / f"{args.env_id}.hdf5"
+        elif task.url.startswith(ROBOMIMIC_SERVER):
+            folder = Path(os.environ.get("ROBOMIMIC_DATASET_DIR", Path.home() / ".robomimic" / "datasets"))
+            path = folder / task.url.removeprefix(f"{ROBOMIMIC_SERVER}/")
+        else:
+            path = Path(os.environ.get("D4RL_DATASET_DIR", Path.home() / ".d4rl" / "datasets")) / Path(task.url).name
+        if task.url and not path.exists():
+            download(task.url, path)
+    if path is not None and not path.is_file():
+        fail(f"no such file: {path}")
+    if path is not None and (header := read_header(path)):
+        env_args, names = header
+        name = env_args["env_name"]
+        if args.env_id == type(args).env_id:
+            args.env_id = name
+        elif name not in (args.env_id, task and task.name):
+            fail(f"{path} is of robosuite's {name}, not of --env-id {args.env_id}; leave --env-id out")
+        robots = sorted({key.split("_")[0] for key in names if key.startswith("robot")})
+        keys = [f"{robot}_{key}" for robot in robots for key in ("eef_pos", "eef_quat", "gripper_qpos")]
+        return Task(
+            name,
+            ROBOMIMIC_STEPS.get(name, 400),
+            0.0,
+            1.0,
+            path=path,
+            env_args=env_args,
+            observation_keys=tuple(args.observation_keys or (*keys, "object")),
+            dataset_filter=args.dataset_filter,
+        )
+    if args.observation_keys or args.dataset_filter:
+        fail("--observation-keys and --dataset-filter are for robomimic's files")
+    if task is not None:
+        if (task.url or "").startswith(ROBOMIMIC_SERVER):
+            fail(f"{path} is not a robomimic file, which has a group 'data' with env_args")
+        return task._replace(path=path)
+    if "/" not in args.env_id and not minari_path.exists():
+        near = difflib.get_close_matches(args.env_id, TASKS, n=3, cutoff=0.0)
+        fail(f"unknown --env-id {args.env_id}; did you mean {', '.join(near)}? Minari's ids have a slash")
+    if path is not None:
+        fail(f"--dataset-path is for HDF5 files of D4RL and robomimic; {args.env_id} is Minari's, in {minari_path}")
+    try:
+        import minari
+
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every retry to reach the server
+        dataset = minari.load_dataset(args.env_id, download=True)
+        lowest, highest = (dataset.storage.metadata.get(f"ref_{end}_score") for end in ("min", "max"))
+        lengths = [episode["total_steps"] for episode in dataset.storage.get_episode_metadata(dataset.episode_indices)]
+    except Exception as error:  # no network, no such dataset, half a dataset, another version of Minari
+        fail(f"cannot load {args.env_id} with Minari ({error}); fetch it by other means and put it at {minari_path}")
+    if lowest is None or highest is None:  # no reference: the score is the return
+        lowest, highest = 0.0, 100.0
+    return Task(args.env_id, int(max(lengths, default=0)), lowest, highest, minari=dataset)
+
+
+class Dataset(NamedTuple):
+    """Rows of a dataset on the device, one an action, and the transitions among them."""
+
+    observations: torch.Tensor  # (M + E, observation_dim) float32, of the M rows, then E that follow some of them
     actions: torch.Tensor  # (M, action_dim) float32, within 0.999 of the action space's bounds
     rewards: torch.Tensor  # (M,) float32
     terminals: torch.Tensor  # (M,) float32, 1 where the episode ended other than by time-out
-    transitions: torch.Tensor  # (N,) int64, rows that D4RL's qlearning_dataset keeps
-    episode_returns: np.ndarray  # (episodes,) float64, undiscounted
+    transitions: torch.Tensor  # (N,) int64, rows whose next observation is known
+    next_rows: torch.Tensor  # (N,) int64, of `observations`: where it is
+    episode_returns: np.ndarray  # (episodes,) float64, undiscounted; robomimic: 1 if the demonstration succeeds, else 0
 
 
-def load_dataset(env_id: str, path: str | None, env: gym.Env, device: torch.device) -> Dataset:
-    """Read and check a D4RL HDF5 file: `path`, or the id's own, which is looked for as D4RL does and else downloaded.
-
-    The last step of an episode that ended by time-out is no transition, since its next observation is not in the
-    file. Without a `timeouts` key, episodes end as in d4rl's `qlearning_dataset`: when a counter, which restarts at 1
-    after a terminal, reaches the environment's step limit.
-    """
-    task = TASKS[env_id]
-    if path is None and task.url is None:
-        path = Path(__file__).parent / "demo" / f"{env_id}.hdf5"
-    elif path is None:
-        path = Path(os.environ.get("D4RL_DATASET_DIR", Path.home() / ".d4rl" / "datasets")) / Path(task.url).name
-        if not path.exists():
-            download(task.url, path)
-    if not Path(path).is_file():
-        fail(f"no such file: {path}")
-    try:
-        with h5py.File(path, "r") as file:
-            keys = ("observations", "actions", "rewards", "terminals")
-            if missing := [key for key in keys if key not in file]:
-                fail(f"{path} lacks the key {missing[0]!r}; D4RL files have {', '.join(keys)}")
-            rows = {key: np.atleast_1d(file[key][()]) for key in (*keys, "timeouts") if key in file}
-    except (OSError, TypeError) as error:
-        fail(f"{path} is not a readable HDF5 file: {error}")
+def check_rows(where: str, rows: dict[str, np.ndarray]) -> None:
+    """Fail if columns differ in length or hold a NaN or an infinity."""
     count = len(rows["observations"])
     for key, values in rows.items():
         if key in ("rewards", "terminals", "timeouts"):
             rows[key] = values = values.reshape(-1)
         if len(values) != count:
-            fail(f"{path}: {key} has {len(values)} rows, observations {count}")
+            fail(f"{where}: {key} has {len(values)} rows, observations {count}")
         if not np.isfinite(values).all():
-            fail(f"{path}: {key} has a NaN or an infinity in row {np.argwhere(~np.isfinite(values))[0, 0]}")
-    for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        if rows[key].shape[1:] != space.shape:
-            fail(f"{path}: {key} have shape {rows[key].shape[1:]}, those of {env_id} {space.shape}")
-    low, high = env.action_space.low, env.action_space.high
-    actions = rows["actions"].astype(np.float32)
-    outside = ((actions < low) | (actions > high)).any(1)
-    if ((actions < 2 * low) | (actions > 2 * high)).any():
-        fail(f"{path}: actions reach {np.abs(actions).max():.3g}, beyond twice the action space of {env_id}")
-    if outside.any():
-        print(f"{outside.sum()} of {count} actions lie outside the action space and are clipped")
+            fail(f"{where}: {key} has a NaN or an infinity in row {np.argwhere(~np.isfinite(values))[0, 0]}")
 
-    terminals = rows["terminals"].astype(bool)
+
+def read_d4rl(task: Task) -> dict[str, np.ndarray]:
+    """Rows and transitions of a D4RL file, by the rule of d4rl's `qlearning_dataset`.
+
+    The last step of an episode that ended by time-out is no transition, since its next observation is not in the
+    file. Without a `timeouts` key, episodes end when a counter, which restarts at 1 after a terminal, reaches the
+    environment's step limit.
+    """
+    try:
+        with h5py.File(task.path, "r") as file:
+            keys = ("observations", "actions", "rewards", "terminals")
+            if missing := [key for key in keys if key not in file]:
+                fail(f"{task.path} lacks the key {missing[0]!r}; D4RL files have {', '.join(keys)}")
+            rows = {key: np.atleast_1d(file[key][()]) for key in (*keys, "timeouts") if key in file}
+    except (OSError, TypeError) as error:
+        fail(f"{task.path} is not a readable HDF5 file: {error}")
+    check_rows(str(task.path), rows)
+    count, terminals = len(rows["rewards"]), rows["terminals"].astype(bool)
     if "timeouts" in rows:
         timeouts = rows["timeouts"].astype(bool)
     else:
@@ -292,15 +451,116 @@ def load_dataset(env_id: str, path: str | None, env: gym.Env, device: torch.devi
             timeouts[row] = steps == task.max_steps - 1
             steps = 0 if timeouts[row] else 1 if terminals[row] else steps + 1
     transitions = np.flatnonzero(~timeouts[:-1])
-    if not len(transitions):
-        fail(f"{path} holds no transition")
     ends = np.flatnonzero(terminals | timeouts)
     ends = ends if len(ends) else np.array([count - 1])  # steps after the last end are an unfinished episode
     sums = np.concatenate([[0.0], np.cumsum(rows["rewards"], dtype=np.float64)])
     returns = np.diff(sums[np.concatenate([[0], ends + 1])])
+    return rows | {"transitions": transitions, "next_rows": transitions + 1, "episode_returns": returns}
+
+
+def join_episodes(episodes: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Rows and transitions of episodes whose columns have the observation after each step, too.
+
+    A next observation that is not the following row's own, as after an episode's last step, comes after all rows.
+    """
+    rows = {key: np.concatenate([episode[key] for episode in episodes]) for key in episodes[0]}
+    observations, following = rows["observations"], rows.pop("next_observations")
+    count, lasts = len(observations), np.cumsum([len(episode["rewards"]) for episode in episodes]) - 1
+    appended = np.append((following[:-1] != observations[1:]).any(1), True)
+    appended[lasts] = True
+    next_rows = np.arange(1, count + 1)
+    next_rows[appended] = count + np.arange(appended.sum())
+    rows["observations"] = np.concatenate([observations, following[appended]])
+    return rows | {"transitions": np.arange(count), "next_rows": next_rows}
+
+
+def read_robomimic(task: Task) -> dict[str, np.ndarray]:
+    """Rows and transitions of a robomimic file's demonstrations, or of those under the task's filter key.
+
+    Rewards and dones are the file's own; robomimic sets dones where the task is achieved (its done_mode 0), at the last
+    step (1), or at both (2). A demonstration succeeds if it pays the reward of success, which dense rewards stay below.
+    """
+    success = 0.999 * (task.env_args["env_kwargs"].get("reward_scale") or 1.0)
+    episodes, returns, name = [], [], "data"
+    try:
+        with h5py.File(task.path, "r") as file:
+            names, masks = list(file["data"]), file.get("mask", {})
+            if task.dataset_filter is not None:
+                if task.dataset_filter not in masks:
+                    known = ", ".join(masks) or "none"
+                    fail(f"{task.path} has no filter key {task.dataset_filter!r}; its filter keys: {known}")
+                names = [name.decode() for name in masks[task.dataset_filter]]
+            for name in sorted(names, key=lambda name: int(name.removeprefix("demo_"))):
+                demonstration = file["data"][name]
+                if missing := [key for key in task.observation_keys if key not in demonstration["obs"]]:
+                    fail(f"{task.path} has no observation {missing[0]!r}; it has {', '.join(demonstration['obs'])}")
+                columns = {
+                    "actions": demonstration["actions"][()],
+                    "rewards": demonstration["rewards"][()],
+                    "terminals": demonstration["dones"][()],
+                }
+                for column, group in (("observations", "obs"), ("next_observations", "next_obs")):
+                    if group in demonstration:
+                        values = [demonstration[group][key][()] for key in task.observation_keys]
+                        values = [value.reshape(len(value), -1) for value in values]
+                        columns[column] = np.concatenate(values, 1, dtype=np.float32)
+                check_rows(f"{task.path}, {name}", columns)
+                if "next_observations" not in columns:
+                    columns["next_observations"] = np.roll(columns["observations"], -1, 0)
+                    if not columns["terminals"][-1]:  # what follows the last step is not in the file
+                        columns = {key: values[:-1] for key, values in columns.items()}
+                episodes.append(columns)
+                returns.append(columns["rewards"].max(initial=0.0) >= success)
+    except (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        fail(f"{task.path}, {name}: not as in robomimic's low-dim files: {error}")
+    return (join_episodes(episodes) if episodes else {}) | {"episode_returns": np.array(returns, np.float64)}
+
+
+def read_minari(task: Task) -> dict[str, np.ndarray]:
+    """Rows and transitions of a Minari dataset; dict observations are flattened as gymnasium flattens them."""
+
+    def flatten(space: gym.Space, values) -> np.ndarray:
+        if isinstance(space, gym.spaces.Dict):
+            return np.concatenate([flatten(part, values[key]) for key, part in space.items()], 1, dtype=np.float32)
+        return np.asarray(values, np.float32).reshape(len(values), -1)
+
+    episodes, returns = [], []
+    for episode in task.minari.iterate_episodes():
+        observations = flatten(task.minari.observation_space, episode.observations)
+        columns = {
+            "observations": observations[:-1],
+            "next_observations": observations[1:],
+            "actions": episode.actions,
+            "rewards": episode.rewards,
+            "terminals": episode.terminations,
+        }
+        check_rows(f"{task.name}, episode {episode.id}", columns)
+        episodes.append(columns)
+        returns.append(episode.rewards.sum())
+    return (join_episodes(episodes) if episodes else {}) | {"episode_returns": np.array(returns, np.float64)}
+
+
+def load_dataset(task: Task, env: gym.Env, device: torch.device) -> Dataset:
+    """Read the task's dataset and check that it fits the environment."""
+    where = task.path or task.name
+    rows = read_minari(task) if task.minari else read_robomimic(task) if task.env_args else read_d4rl(task)
+    if not len(rows.get("transitions", ())):
+        fail(f"{where} holds no transition")
+    for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if rows[key].shape[1:] != space.shape:
+            fail(f"{where}: {key} have shape {rows[key].shape[1:]}, those of {task.name} {space.shape}")
+    low, high = env.action_space.low, env.action_space.high
+    actions = rows["actions"].astype(np.float32)
+    outside = ((actions < low) | (actions > high)).any(1)
+    if ((actions < 2 * low) | (actions > 2 * high)).any():
+        fail(f"{where}: actions reach {np.abs(actions).max():.3g}, beyond twice the action space of {task.name}")
+    if outside.any():
+        print(f"{outside.sum()} of {len(actions)} actions lie outside the action space and are clipped")
+    transitions, returns = rows["transitions"], rows["episode_returns"]
+    terminals = rows["terminals"].astype(bool)
     print(
-        f"{env_id}: {len(transitions)} transitions, {terminals[transitions].sum()} terminal, {len(returns)} episodes, "
-        f"mean return {returns.mean():.2f} (score {normalized_score(env_id, returns).mean():.1f})"
+        f"{where}: {len(transitions)} transitions, {terminals[transitions].sum()} terminal, {len(returns)} episodes, "
+        f"mean return {returns.mean():.2f} (score {normalized_score(task, returns).mean():.1f})"
     )
     return Dataset(
         torch.from_numpy(rows["observations"].astype(np.float32, copy=False)).to(device),
@@ -308,6 +568,7 @@ def load_dataset(env_id: str, path: str | None, env: gym.Env, device: torch.devi
         torch.from_numpy(rows["rewards"].astype(np.float32, copy=False)).to(device),
         torch.from_numpy(terminals.astype(np.float32)).to(device),
         torch.from_numpy(transitions).to(device),
+        torch.from_numpy(rows["next_rows"]).to(device),
         returns,
     )
 
@@ -316,12 +577,12 @@ def load_dataset(env_id: str, path: str | None, env: gym.Env, device: torch.devi
 Policy = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
-def act(policy: Policy, env: gym.Env, observations: np.ndarray, generator: torch.Generator) -> np.ndarray:
+def act(policy: Policy, space: gym.spaces.Box, observations: np.ndarray, generator: torch.Generator) -> np.ndarray:
     """Actions (B, action_dim) float32 for observations (B, observation_dim), clipped to the action space."""
     with torch.no_grad():
         observations = torch.as_tensor(observations, dtype=torch.float32, device=generator.device)
         actions = policy(observations, generator).cpu().numpy()
-    return np.clip(actions, env.action_space.low, env.action_space.high)
+    return np.clip(actions, space.low, space.high)
 
 
 def choose(logits: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
@@ -340,26 +601,55 @@ class Evaluation(NamedTuple):
     scores: np.ndarray
 
 
-def evaluate(env_id: str, policy: Policy, episodes: int, seed: int, device: torch.device) -> Evaluation:
-    """Run `episodes` episodes, ten environments at a time, episode i from environment seed `10000 seed + i`."""
+class Episodes(gym.Wrapper):
+    """An environment whose resets go through `seeds`, an episode each; after the last it stands still."""
+
+    def __init__(self, env: gym.Env, seeds: np.ndarray):
+        super().__init__(env)
+        self.seeds = seeds.tolist()
+        self.standing = False
+
+    def reset(self, **_):
+        self.standing = not self.seeds
+        if self.seeds:
+            self.observation, _ = self.env.reset(seed=self.seeds.pop(0))
+        return self.observation, {}
+
+    def step(self, action):
+        if self.standing:
+            return self.observation, 0.0, False, False, {}
+        self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        return self.observation, reward, terminated, truncated, {}
+
+
+def evaluate(task: Task, policy: Policy, episodes: int, seed: int, device: torch.device) -> Evaluation:
+    """Run `episodes` episodes in ten environments side by side, episode i from environment seed `10000 seed + i`.
+
+    Environment j runs episodes j, j + 10, ..., whatever the number of cores. robosuite's and Minari's environments are
+    processes; the others' steps are so fast that processes would cost more than they save.
+    """
     generator = torch.Generator(device).manual_seed(seed)
+    seeds = 10_000 * seed + np.arange(episodes)
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
     count = min(episodes, 10)
-    envs = gym.vector.SyncVectorEnv([lambda: make_env(env_id)] * count)
-    seeds = 10_000 * seed + np.arange(-(-episodes // count) * count)
-    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
-    for first in range(0, len(seeds), count):
-        batch = slice(first, first + count)
-        observations, _ = envs.reset(seed=seeds[batch].tolist())
-        running = np.ones(count, bool)
-        while running.any():
-            actions = act(policy, envs.envs[0], observations, generator)
+    vector = gym.vector.AsyncVectorEnv if task.env_args or task.minari else gym.vector.SyncVectorEnv
+    gc.freeze()  # or each process copies the whole heap when robosuite collects garbage, which it does at every reset
+    envs = vector([lambda slot=slot: Episodes(make_env(task), seeds[slot::count]) for slot in range(count)])
+    gc.unfreeze()
+    observations, _ = envs.reset()
+    episode, ended = np.arange(count), np.zeros(count, bool)
+    with tqdm(total=episodes, desc="evaluation", unit="episode", disable=None, leave=False) as bar:
+        while (episode < episodes).any():
+            actions = act(policy, envs.single_action_space, observations, generator)
             observations, rewards, terminated, truncated, _ = envs.step(actions)
-            returns[batch] += rewards * running
-            lengths[batch] += running
-            running &= ~(terminated | truncated)
+            running = (episode < episodes) & ~ended  # an environment whose episode ended has spent this step on a reset
+            returns[episode[running]] += rewards[running]
+            lengths[episode[running]] += 1
+            ended = running & (terminated | truncated)
+            episode[ended] += count
+            bar.update(ended.sum())
     envs.close()
-    returns = returns[:episodes]
-    return Evaluation(seeds[:episodes], returns, lengths[:episodes], normalized_score(env_id, returns))
+    return Evaluation(seeds, returns, lengths, normalized_score(task, returns))
 
 
 @contextlib.contextmanager
@@ -371,13 +661,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     os.replace(temporary, path)
 
 
-def capture_video(env_id: str, policy: Policy, seed: int, device: torch.device, path: Path, episodes: int = 3) -> None:
+def capture_video(task: Task, policy: Policy, seed: int, device: torch.device, path: Path, episodes: int = 3) -> None:
     """Write `episodes` episodes of the policy to `path`, a gif; with `episodes=0` only check that it can be done."""
     import imageio.v3 as imageio
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
-    env = make_env(env_id, render_mode="rgb_array")
+    env = make_env(task, render_mode="rgb_array")
     try:
         env.reset(seed=0)
         env.render()
@@ -392,7 +682,9 @@ def capture_video(env_id: str, policy: Policy, seed: int, device: torch.device, 
         ended = False
         while not ended:
             frames.append(env.render()[::2, ::2])
-            observation, _, terminated, truncated, _ = env.step(act(policy, env, observation[None], generator)[0])
+            observation, _, terminated, truncated, _ = env.step(
+                act(policy, env.action_space, observation[None], generator)[0]
+            )
             ended = terminated or truncated
         frames += [env.render()[::2, ::2]] * 10
     env.close()
@@ -401,8 +693,8 @@ def capture_video(env_id: str, policy: Policy, seed: int, device: torch.device, 
             file.write(imageio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=50, loop=0))
 
 
-def parse_args(args_class: type, positive: tuple[str, ...] = ()):
-    """The command line; with `--resume RUN` the flags that are not given take that run's values.
+def parse_args(args_class: type, positive: tuple[str, ...] = ()) -> tuple[Any, Task]:
+    """The command line and its task; with `--resume RUN` the flags that are not given take that run's values.
 
     Args:
         positive: names of the algorithm's own arguments that must be above 0.
@@ -416,25 +708,24 @@ def parse_args(args_class: type, positive: tuple[str, ...] = ()):
         args = tyro.cli(args_class, default=saved)
     counts = ("total_steps", "batch_size", "codebook_size", "hidden_dim", "eval_every", "eval_episodes")
     for name in (*positive, *counts, "final_eval_episodes", "checkpoint_every"):
-        if getattr(args, name) <= 0:
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
             fail(f"--{name.replace('_', '-')} must be above 0, it is {getattr(args, name)}")
-    if args.env_id not in TASKS:
-        near = difflib.get_close_matches(args.env_id, TASKS, n=3, cutoff=0.0)
-        fail(f"unknown --env-id {args.env_id}; did you mean {', '.join(near)}?")
     if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track needs Weights & Biases: pip install wandb")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
     if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
+    task = find_task(args)
     if args.capture_video:
-        capture_video(args.env_id, None, args.seed, torch.device("cpu"), Path(), episodes=0)
-    return args
+        capture_video(task, None, args.seed, torch.device("cpu"), Path(), episodes=0)
+    return args, task
 
 
 def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
     """A new VQ-VAE for the dataset, or the one in `args.vqvae_path`, which must have the same shape."""
-    mean, std = dataset.observations.mean(0), dataset.observations.std(0, unbiased=False) + 1e-3
+    observations = dataset.observations[: len(dataset.actions)]
+    mean, std = observations.mean(0), observations.std(0, unbiased=False) + 1e-3
     vqvae = VQVAE(
         observation_dim=dataset.observations.shape[1],
         action_dim=dataset.actions.shape[1],
@@ -480,13 +771,13 @@ class Run:
     """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
 
     Args:
-        args: the command line.
+        args, task: the command line and what it stands for.
         parts: everything that training changes, by name: modules, optimizers, the generator that draws batches.
             With `args.resume` they are loaded from that folder's last checkpoint.
     """
 
-    def __init__(self, args, parts: dict[str, nn.Module | torch.optim.Optimizer | torch.Generator]):
-        self.args, self.parts = args, parts
+    def __init__(self, args, task: Task, parts: dict[str, nn.Module | torch.optim.Optimizer | torch.Generator]):
+        self.args, self.task, self.parts = args, task, parts
         self.steps_done: dict[str, int] = {}
         self.evaluations: list[dict[str, list]] = []
         self.metrics: dict[str, torch.Tensor] = {}
@@ -499,10 +790,11 @@ class Run:
             self.folder = Path(args.runs_dir) / name
             self.folder.mkdir(parents=True)
             self.save_checkpoint()
+        packages = ("torch", "gymnasium", "gymnasium-robotics", "minari", "mujoco", "numpy")
         git = [shutil.which("git") or "true", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
         description = {
             "args": asdict(args) | {"resume": None},
-            "versions": {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")},
+            "versions": {name: version(name) for name in (*packages, *(["robosuite"] if task.env_args else []))},
             "git_commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
         }
         with replacing(self.folder / "args.json") as file:
@@ -516,7 +808,8 @@ class Run:
         self.writer = SummaryWriter(self.folder)
         print(f"writing to {self.folder}")
         again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(again))
+        here = os.getpid()  # evaluation's processes inherit the handler
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(again) if os.getpid() == here else None)
 
     def save_checkpoint(self) -> None:
         states = {k: p.get_state() if isinstance(p, torch.Generator) else p.state_dict() for k, p in self.parts.items()}
@@ -572,7 +865,7 @@ class Run:
 
     def evaluate(self, policy: Policy, episodes: int, step: int, device: torch.device) -> Evaluation:
         """Evaluate, log as `eval/...`, and rewrite eval.npz with the episodes of every evaluation so far."""
-        result = evaluate(self.args.env_id, policy, episodes, self.args.seed, device)
+        result = evaluate(self.task, policy, episodes, self.args.seed, device)
         self.evaluations.append({"step": [step] * episodes, **{k: v.tolist() for k, v in result._asdict().items()}})
         keys = self.evaluations[0]
         with replacing(self.folder / "eval.npz") as file:
@@ -592,16 +885,15 @@ class Run:
             facts: more entries of result.json.
         """
         args, device = self.args, dataset.actions.device
-        final = self.evaluate(policy, args.final_eval_episodes, args.total_steps, device)
-        other = evaluate(
-            args.env_id, partial(policy, greedy=not args.greedy), args.final_eval_episodes, args.seed, device
-        )
+        episodes = args.final_eval_episodes or (50 if self.task.env_args else 100)
+        final = self.evaluate(policy, episodes, args.total_steps, device)
+        other = evaluate(self.task, partial(policy, greedy=not args.greedy), episodes, args.seed, device)
         scores = {name: final, f"{name}, {'sampled' if args.greedy else 'argmax'}": other}
         if args.capture_video:
-            capture_video(args.env_id, policy, args.seed, device, self.folder / "video.gif")
+            capture_video(self.task, policy, args.seed, device, self.folder / "video.gif")
         with replacing(self.folder / "model.pt") as file:
             torch.save({"args": asdict(args), **{name: m.state_dict() for name, m in modules.items()}}, file)
-        data_scores = normalized_score(args.env_id, dataset.episode_returns)
+        data_scores = normalized_score(self.task, dataset.episode_returns)
         result = {
             "env_id": args.env_id,
             "algorithm": Path(__file__).stem,
@@ -632,18 +924,19 @@ def learn_codes(
     Returns:
         codes (M,) int64, and how well they stand for the actions, as `VQVAE.evaluate` says it.
     """
-    sample = slice(None, None, max(1, len(dataset.actions) // 4096))
+    observations, actions = dataset.observations[: len(dataset.actions)], dataset.actions
+    sample = slice(None, None, max(1, len(actions) // 4096))
 
     def log(step: int, metrics: dict[str, torch.Tensor]) -> None:
         if step % LOG_EVERY == 0 or step == args.vqvae_steps:
-            metrics = metrics | vqvae.evaluate(dataset.observations[sample], dataset.actions[sample])
+            metrics = metrics | vqvae.evaluate(observations[sample], actions[sample])
         run.metrics = metrics
 
     if not args.vqvae_path:
         train_vqvae(
             vqvae,
-            dataset.observations,
-            dataset.actions,
+            observations,
+            actions,
             run.steps("vqvae", args.vqvae_steps, "vqvae/"),
             batch_size=args.batch_size,
             optimizer=optimizer,
@@ -653,9 +946,9 @@ def learn_codes(
             on_step=log,
         )
     vqvae.save(run.folder / "vqvae.pt")
-    quality = vqvae.evaluate(dataset.observations, dataset.actions)
+    quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
-    return vqvae.encode(dataset.observations, dataset.actions), quality
+    return vqvae.encode(observations, actions), quality
 
 
 # ---- end of the shared section --------------------------------------------------------------------------------------
@@ -673,11 +966,11 @@ def behavior_loss(behavior: nn.Module, observations: torch.Tensor, codes: torch.
 
 
 if __name__ == "__main__":
-    args = parse_args(Args)
+    args, task = parse_args(Args)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
-    dataset = load_dataset(args.env_id, args.dataset_path, make_env(args.env_id), device)
+    dataset = load_dataset(task, make_env(task), device)
 
     vqvae = make_vqvae(args, dataset, device)
     behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
@@ -687,7 +980,7 @@ if __name__ == "__main__":
         behavior.parameters(), args.learning_rate, (args.adam_b1, 0.999), weight_decay=args.weight_decay, fused=True
     )
     parts = {"vqvae": vqvae, "behavior": behavior, "behavior_acting": behavior_acting, "generator": generator}
-    run = Run(args, parts | {"vqvae_adam": vqvae_optimizer, "behavior_adam": optimizer})
+    run = Run(args, task, parts | {"vqvae_adam": vqvae_optimizer, "behavior_adam": optimizer})
     if args.compile:
         behavior_loss = torch.compile(behavior_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 

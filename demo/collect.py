@@ -17,7 +17,7 @@ import tyro
 from tqdm import trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saq_cql import make_env
+from saq_cql import TASKS, make_env
 
 OUTPUT = Path(__file__).with_name("fetch-pick-and-place-demo-v0.hdf5")
 
@@ -76,7 +76,7 @@ class Operator:
 
 def main(args: Args) -> None:
     """Roll out the operators and write observations, actions, rewards, terminals and timeouts, one row a step."""
-    env = make_env("fetch-pick-and-place-demo-v0")
+    env = make_env(TASKS["fetch-pick-and-place-demo-v0"])
     rng = np.random.default_rng(args.seed)
     rows = {"observations": [], "actions": [], "rewards": [], "terminals": [], "timeouts": []}
     for episode in trange(args.episodes, unit="episode", disable=None):

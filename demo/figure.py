@@ -14,7 +14,7 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saq_cql import load_dataset, make_env
+import saq_cql
 from vqvae import VQVAE
 
 DEMO = "fetch-pick-and-place-demo-v0"
@@ -30,7 +30,8 @@ class Args:
 
 def draw_codebook(vqvae: VQVAE, path: Path) -> None:
     """Two kinds of state: the data's actions there, coloured by code, and what each code decodes to."""
-    dataset = load_dataset(DEMO, None, make_env(DEMO), torch.device("cpu"))
+    task = saq_cql.find_task(saq_cql.Args(env_id=DEMO))
+    dataset = saq_cql.load_dataset(task, saq_cql.make_env(task), torch.device("cpu"))
     observations, actions = dataset.observations, dataset.actions
     codes = vqvae.encode(observations, actions)
     colours = plt.get_cmap("hsv")(np.random.default_rng(0).permutation(len(vqvae.codebook)) / len(vqvae.codebook))

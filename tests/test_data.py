@@ -14,10 +14,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from saq_cql import TASKS, download, load_dataset, make_env, normalized_score
+from saq_cql import D4RL_SERVER, TASKS, Args, download, find_task, load_dataset, make_env, normalized_score
 
 CPU = torch.device("cpu")
 HOPPER = "hopper-medium-v2"
+DEMO = "fetch-pick-and-place-demo-v0"
 
 
 def hopper_rows(count=20, **replaced):
@@ -40,8 +41,9 @@ def write(path, rows):
     return path
 
 
-def load(path, env_id=HOPPER):
-    return load_dataset(env_id, str(path), make_env(env_id), CPU)
+def load(path, env_id=HOPPER, **args):
+    task = find_task(Args(env_id=env_id, dataset_path=path and str(path), **args))
+    return load_dataset(task, make_env(task), CPU)
 
 
 def d4rl_rule(rows, max_steps):
@@ -102,7 +104,9 @@ def test_door_human_has_d4rls_counts(shared_datasets, capsys):
 
 def test_hopper_scores_as_its_readme_says(shared_datasets):
     dataset = load(shared_datasets / "hopper-medium-expert-sb3-v0.hdf5", "hopper-medium-expert-v2")
-    assert normalized_score("hopper-medium-expert-v2", dataset.episode_returns).mean() == pytest.approx(62.6, abs=0.3)
+    assert normalized_score(TASKS["hopper-medium-expert-v2"], dataset.episode_returns).mean() == pytest.approx(
+        62.6, abs=0.3
+    )
 
 
 def test_episode_returns_are_undiscounted_sums_of_whole_episodes(tmp_path):
@@ -202,7 +206,7 @@ def test_a_missing_dataset_is_downloaded_once_to_d4rls_folder(tmp_path, monkeypa
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
     monkeypatch.setitem(TASKS, HOPPER, TASKS[HOPPER]._replace(url=server))
     for _ in range(2):
-        dataset = load_dataset(HOPPER, None, make_env(HOPPER), CPU)
+        dataset = load(None)
         assert len(dataset.transitions) == 299
         Server.body = b""  # the second time it has to be there
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["hopper_medium-v2.hdf5"]
@@ -231,7 +235,7 @@ def test_ids_urls_scores_and_limits_are_the_d4rl_wheels_own(tmp_path):
     hands = ast.parse((tmp_path / "d4rl" / "hand_manipulation_suite" / "__init__.py").read_text())
     assigned = {node.targets[0].id: node.value for node in hands.body if isinstance(node, ast.Assign)}
     limits = ast.literal_eval(assigned["MAX_STEPS"])
-    d4rl_ids = [env_id for env_id, task in TASKS.items() if task.url]
+    d4rl_ids = [env_id for env_id, task in TASKS.items() if (task.url or "").startswith(D4RL_SERVER)]
     assert len(d4rl_ids) == 3 * 6 + 4 * 3 * 2
     for env_id in d4rl_ids:
         task = TASKS[env_id]
@@ -242,14 +246,14 @@ def test_ids_urls_scores_and_limits_are_the_d4rl_wheels_own(tmp_path):
 
 
 def test_normalized_score():
-    assert normalized_score(HOPPER, np.array([-20.272305, 3234.3])).tolist() == pytest.approx([0.0, 100.0])
-    assert normalized_score("fetch-pick-and-place-demo-v0", np.array([0.0, 1.0])).tolist() == [0.0, 100.0]
+    assert normalized_score(TASKS[HOPPER], np.array([-20.272305, 3234.3])).tolist() == pytest.approx([0.0, 100.0])
+    assert normalized_score(TASKS[DEMO], np.array([0.0, 1.0])).tolist() == [0.0, 100.0]
 
 
 @pytest.mark.parametrize("name", ["door", "hammer", "relocate", "pen"])
 def test_adroit_rewards_and_endings_are_d4rls(name):
     """The formulas of d4rl's hand_manipulation_suite, evaluated on the simulator's own state."""
-    env = make_env(f"{name}-human-v0")
+    env = make_env(TASKS[f"{name}-human-v0"])
     hand, norm = env.unwrapped, np.linalg.norm
     model, data = hand.model, hand.data
 
@@ -301,7 +305,7 @@ def test_the_demo_environment_ends_at_success_with_reward_1():
     sys.path.insert(0, str(ROOT / "demo"))
     from collect import Operator
 
-    env = make_env("fetch-pick-and-place-demo-v0")
+    env = make_env(TASKS[DEMO])
     successes = 0
     for seed in range(5):
         operator = Operator(np.random.default_rng(seed), careful=True)
@@ -318,7 +322,7 @@ def test_the_demo_environment_ends_at_success_with_reward_1():
 
 
 def test_the_demo_dataset_is_what_the_readme_says(capsys):
-    dataset = load_dataset("fetch-pick-and-place-demo-v0", None, make_env("fetch-pick-and-place-demo-v0"), CPU)
+    dataset = load(None, DEMO)
     assert len(dataset.episode_returns) == 600
     assert 0.45 < dataset.episode_returns.mean() < 0.6
     assert set(np.unique(dataset.rewards)) == {0.0, 1.0}

@@ -97,7 +97,7 @@ def test_a_run_prints_its_story_and_no_noise(runs_of, algorithm):
     _, done = runs_of(algorithm)
     lines = done.stdout.splitlines()
     name = algorithm.upper().replace("_", "-")
-    assert lines[0].startswith("fetch-pick-and-place-demo-v0: 21673 transitions, 323 terminal, 600 episodes")
+    assert "fetch-pick-and-place-demo-v0.hdf5: 21673 transitions, 323 terminal, 600 episodes" in lines[0]
     assert any(line.startswith("bc 60/60" if algorithm == "saq_bc" else "rl 60/60") for line in lines)
     assert any(line.startswith("bc 30/30") for line in lines) == (algorithm in WITH_BEHAVIOR)
     assert any(line.startswith("dataset ") for line in lines)
