@@ -142,7 +142,7 @@ class Task(NamedTuple):
     # set by `find_task`:
     path: Path | None = None  # of the dataset's HDF5 file
     env_args: dict | None = None  # robomimic: the file's description of its environment
-    observation_keys: list[str] | None = None  # robomimic: observations to concatenate
+    observation_keys: tuple[str, ...] = ()  # robomimic: observations to concatenate
     dataset_filter: str | None = None  # robomimic: filter key of the demonstrations to use
     minari: Any = None  # the MinariDataset
 
@@ -205,21 +205,12 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-class PickAndPlace(gym.Wrapper):
-    """Observation (28,) = `observation` and `desired_goal`; reward 1 and end of the episode at success, else 0."""
-
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (28,), np.float64)
-
-    def reset(self, **kwargs):
-        observation, info = self.env.reset(**kwargs)
-        return np.concatenate([observation["observation"], observation["desired_goal"]]), info
+class EndAtSuccess(gym.Wrapper):
+    """Reward 1 and end of the episode at success, else 0."""
 
     def step(self, action):
         observation, _, _, truncated, info = self.env.step(action)
-        success = bool(info["is_success"])
-        observation = np.concatenate([observation["observation"], observation["desired_goal"]])
+        success = bool(info["is_success"] if "is_success" in info else self.unwrapped._check_success())
         return observation, float(success), success, truncated, info
 
 
@@ -240,18 +231,6 @@ class AdroitAsInD4RL(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-class RobosuiteSuccess(gym.Wrapper):
-    """Reward 1 and end of the episode when a robosuite task is achieved, else 0: what robomimic counts."""
-
-    def step(self, action):
-        observation, _, _, _, info = self.env.step(action)
-        success = bool(self.env.env._check_success())
-        return observation, float(success), success, False, info
-
-    def render(self):
-        return self.env.env.sim.render(camera_name="agentview", width=512, height=512)[::-1]
-
-
 def make_robosuite(task: Task, render_mode: str | None) -> gym.Env:
     """The environment that a robomimic file describes; its observation is `task.observation_keys`, concatenated."""
     if sys.platform == "linux" and ctypes.util.find_library("EGL") is None:
@@ -265,7 +244,7 @@ def make_robosuite(task: Task, render_mode: str | None) -> gym.Env:
     installed = robosuite.__version__
     recorded = task.env_args.get("env_version", installed)
     if recorded.split(".")[:2] != installed.split(".")[:2]:
-        fail(f"{task.path} was recorded with robosuite {recorded}, installed is {installed}: they differ in physics")
+        fail(f"{task.path} is of robosuite {recorded}, whose physics are not those of {installed}, which is here")
     rendering = {"has_renderer": False, "has_offscreen_renderer": bool(render_mode), "use_camera_obs": False}
     keys = ["object-state" if key == "object" else key for key in task.observation_keys]
     try:
@@ -277,7 +256,8 @@ def make_robosuite(task: Task, render_mode: str | None) -> gym.Env:
     except Exception as error:  # each task and version fails in its own way
         fail(f"robosuite {installed} cannot make {task.name} as {task.path} has it: {error!r}")
     env.metadata = {"render_modes": ["rgb_array"]}
-    return gym.wrappers.TimeLimit(RobosuiteSuccess(env), task.max_steps)
+    env.render = lambda: env.sim.render(camera_name="agentview", width=512, height=512)[::-1]
+    return gym.wrappers.TimeLimit(EndAtSuccess(env), task.max_steps)
 
 
 def make_minari(task: Task, render_mode: str | None) -> gym.Env:
@@ -307,7 +287,10 @@ def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
             gym.register_envs(gymnasium_robotics)
         env = gym.make(task.name, max_episode_steps=task.max_steps, render_mode=render_mode)
     if task.name.startswith("Fetch"):
-        return PickAndPlace(env)
+        space = gym.spaces.Box(-np.inf, np.inf, (28,), np.float64)
+        keys = ("observation", "desired_goal")
+        env = gym.wrappers.TransformObservation(env, lambda seen: np.concatenate([seen[key] for key in keys]), space)
+        return EndAtSuccess(env)
     return AdroitAsInD4RL(env) if task.name.startswith("Adroit") else env
 
 
@@ -703,6 +686,8 @@ def capture_video(task: Task, policy: Policy, seed: int, device: torch.device, p
             ended = terminated or truncated
         frames += [env.render()[::2, ::2]] * 10
     env.close()
+    del env
+    gc.collect()  # robosuite's renderer complains when it is freed only at the program's end
     if frames:
         with replacing(path) as file:
             file.write(imageio.imwrite("<bytes>", np.stack(frames), extension=".gif", duration=50, loop=0))
