@@ -19,8 +19,10 @@ Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learni
 whose authors released only the continuous BRAC; BRAC (Wu et al., 2019), section 3. README.md numbers the
 deviations from the paper.
 
-    python saq_brac.py                               # the demo dataset in this repository: a robot arm picks and places
-    python saq_brac.py --env-id hopper-medium-v2     # D4RL
+    python saq_brac.py                                 # this repository's demo dataset: a robot arm picks and places
+    python saq_brac.py --env-id hopper-medium-v2       # D4RL
+    python saq_brac.py --env-id lift-ph                # robomimic
+    python saq_brac.py --env-id D4RL/kitchen/mixed-v2  # Minari
 """
 
 import contextlib
@@ -641,7 +643,7 @@ def evaluate(task: Task, policy: Policy, episodes: int, seed: int, device: torch
     gc.unfreeze()
     observations, _ = envs.reset()
     episode, ended = np.arange(count), np.zeros(count, bool)
-    with tqdm(total=episodes, desc="evaluation", unit="episode", disable=None, leave=False) as bar:
+    with tqdm(desc="evaluation", unit="step", disable=None, leave=False) as bar:
         while (episode < episodes).any():
             actions = act(policy, envs.single_action_space, observations, generator)
             observations, rewards, terminated, truncated, _ = envs.step(actions)
@@ -650,7 +652,8 @@ def evaluate(task: Task, policy: Policy, episodes: int, seed: int, device: torch
             lengths[episode[running]] += 1
             ended = running & (terminated | truncated)
             episode[ended] += count
-            bar.update(ended.sum())
+            bar.set_postfix_str(f"{(episode // count).sum()} of {episodes} episodes", refresh=False)
+            bar.update(int(running.sum()))
     envs.close()
     return Evaluation(seeds, returns, lengths, normalized_score(task, returns))
 

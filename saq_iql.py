@@ -13,8 +13,10 @@ Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learni
 IQL (Kostrikov et al., ICLR 2022), equations 5 to 7. README.md numbers the deviations from the paper. The paper's own
 recipe: --value-scale 0 --ema-decay 0 --restart-every 0 --no-standardize --no-layer-norm.
 
-    python saq_iql.py                                # the demo dataset in this repository: a robot arm picks and places
-    python saq_iql.py --env-id hopper-medium-v2      # D4RL
+    python saq_iql.py                                 # this repository's demo dataset: a robot arm picks and places
+    python saq_iql.py --env-id hopper-medium-v2       # D4RL
+    python saq_iql.py --env-id lift-ph                # robomimic
+    python saq_iql.py --env-id D4RL/kitchen/mixed-v2  # Minari
 """
 
 import contextlib
@@ -635,7 +637,7 @@ def evaluate(task: Task, policy: Policy, episodes: int, seed: int, device: torch
     gc.unfreeze()
     observations, _ = envs.reset()
     episode, ended = np.arange(count), np.zeros(count, bool)
-    with tqdm(total=episodes, desc="evaluation", unit="episode", disable=None, leave=False) as bar:
+    with tqdm(desc="evaluation", unit="step", disable=None, leave=False) as bar:
         while (episode < episodes).any():
             actions = act(policy, envs.single_action_space, observations, generator)
             observations, rewards, terminated, truncated, _ = envs.step(actions)
@@ -644,7 +646,8 @@ def evaluate(task: Task, policy: Policy, episodes: int, seed: int, device: torch
             lengths[episode[running]] += 1
             ended = running & (terminated | truncated)
             episode[ended] += count
-            bar.update(ended.sum())
+            bar.set_postfix_str(f"{(episode // count).sum()} of {episodes} episodes", refresh=False)
+            bar.update(int(running.sum()))
     envs.close()
     return Evaluation(seeds, returns, lengths, normalized_score(task, returns))
 
@@ -1031,9 +1034,9 @@ def largest_return(dataset: Dataset, gamma: float) -> float:
 
 
 def domain_scale(env_id: str, episode_returns: np.ndarray) -> float:
-    """The paper's factor of rewards: locomotion 1000 / (largest - smallest episode return), other domains 1."""
-    if not env_id.startswith(("halfcheetah", "hopper", "walker2d")):
-        return 1.0
+    """The paper's factor of rewards: locomotion 1000 / (largest - smallest episode return), antmaze 100, others 1."""
+    if not any(name in env_id for name in ("halfcheetah", "hopper", "walker2d")):
+        return 100.0 if "antmaze" in env_id else 1.0
     return 1000.0 / ((episode_returns.max() - episode_returns.min()) or 1.0)
 
 

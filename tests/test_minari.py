@@ -83,8 +83,11 @@ def test_transitions_are_minaris_own(datasets, dataset_id):
         np.testing.assert_allclose(ours.numpy(), np.clip(np.array(theirs), -limit, limit), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dataset.episode_returns, returns)
     assert dataset.terminals.sum() == (0 if "hopper" not in dataset_id else sum(e.terminations[-1] for e in stored))
-    first, _ = make_env(task).reset(seed=0)
-    assert first.shape == dataset.observations.shape[1:]
+    ours, theirs = make_env(task), stored.recover_environment(eval_env=True)
+    theirs.reset(seed=0), ours.reset(seed=0)
+    action = ours.action_space.sample()
+    expected = gym.spaces.flatten(stored.observation_space, theirs.step(action)[0])
+    np.testing.assert_allclose(ours.step(action)[0], expected, atol=1e-6)  # the same entries in the same order
 
 
 def pick(observations, t):

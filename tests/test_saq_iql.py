@@ -88,6 +88,8 @@ def test_policy_limits():
 def test_domain_scale():
     returns = np.array([-100.0, 900.0, 3900.0])
     assert domain_scale("hopper-medium-v2", returns) == pytest.approx(0.25)
+    assert domain_scale("mujoco/hopper/medium-v0", returns) == pytest.approx(0.25)
+    assert domain_scale("D4RL/antmaze/umaze-v1", returns) == 100.0
     assert domain_scale("door-human-v0", returns) == 1.0
     assert domain_scale("hopper-medium-v2", returns[:1]) == 1000.0  # one episode: no range to divide by
 
