@@ -668,8 +668,8 @@ def capture_video(task: Task, policy: Policy, seed: int, device: torch.device, p
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
-    env = make_env(task, render_mode="rgb_array")
     try:
+        env = make_env(task, render_mode="rgb_array")
         env.reset(seed=0)
         env.render()
     except Exception as error:  # OpenGL libraries fail in as many ways as there are of them

@@ -1,13 +1,16 @@
-"""The README's pictures: what the codes of a trained VQ-VAE decode to, and the frames of a learned policy.
+"""The README's pictures: what the codes of a trained VQ-VAE decode to, and frames of a learned policy.
 
 pip install matplotlib
-python demo/figure.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...    # a run with --capture-video
+python demo/figure.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...
+python demo/figure.py --picture strip --run runs/Lift__saq_bc__1__... --output demo/lift.png    # with --capture-video
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -23,7 +26,9 @@ DEMO = "fetch-pick-and-place-demo-v0"
 @dataclass
 class Args:
     run: Path
-    """folder of a finished run on the demo dataset"""
+    """folder of a finished run: codebook: on the demo dataset; strip: with --capture-video"""
+    picture: Literal["codebook", "strip"] = "codebook"
+    """codebook: actions by code; strip: six frames of the first episode of the run's video"""
     output: Path = Path("demo/codebook.png")
     """picture to write"""
 
@@ -56,6 +61,17 @@ def draw_codebook(vqvae: VQVAE, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_strip(video: Path, path: Path, frames: int = 6) -> None:
+    """`frames` frames side by side, evenly from the first to the last of the video's first episode."""
+    images = imageio.imread(video)
+    durations = [imageio.immeta(video, index=i)["duration"] for i in range(len(images))]
+    end = np.argmax(np.array(durations) > durations[0])  # an episode's last frame stands
+    imageio.imwrite(path, np.concatenate(images[np.linspace(0, end, frames).round().astype(int)], axis=1))
+
+
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    draw_codebook(VQVAE.load(args.run / "vqvae.pt"), args.output)
+    if args.picture == "codebook":
+        draw_codebook(VQVAE.load(args.run / "vqvae.pt"), args.output)
+    else:
+        draw_strip(args.run / "video.gif", args.output)
