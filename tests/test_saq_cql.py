@@ -60,11 +60,19 @@ def test_conservative_gradient_is_softmax_minus_data():
     torch.testing.assert_close(values.grad, 3.0 / 8 * (torch.softmax(values.detach() / 0.5, 1) - onehot))
 
 
-def test_largest_return_restarts_at_terminals_and_time_outs():
+@pytest.mark.parametrize(
+    "transitions, next_rows",
+    [
+        ([0, 1, 2, 4], [1, 2, 3, 5]),  # row 3 timed out, row 5 is the last
+        ([0, 1, 2, 3, 4, 5], [1, 6, 3, 7, 5, 8]),  # what followed rows 1, 3 and 5 comes after all rows
+    ],
+)
+def test_largest_return_restarts_at_terminals_and_time_outs(transitions, next_rows):
     rewards = torch.tensor([1.0, 2.0, 4.0, -16.0, 0.0, 8.0])
     terminals = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    transitions = torch.tensor([0, 1, 2, 4])  # row 3 timed out, row 5 is the last
-    dataset = Dataset(torch.zeros(6, 1), torch.zeros(6, 1), rewards, terminals, transitions, np.zeros(1))
+    observations, actions = torch.zeros(9, 1), torch.zeros(6, 1)
+    rows = torch.tensor(transitions), torch.tensor(next_rows)
+    dataset = Dataset(observations, actions, rewards, terminals, *rows, np.zeros(1))
     # from row 2: 4 - 0.5 * 16; from row 3: -16; from row 4: 0.5 * 8; from row 0: 1 + 0.5 * 2
     assert largest_return(dataset, 0.5) == pytest.approx(16.0)
     rewards[3] = 0.0
