@@ -229,7 +229,7 @@ def make_robosuite(task: Task, render_mode: str | None) -> gym.Env:
     except ImportError as error:
         fail(f"{task.name} needs robosuite ({error}): pip install --no-deps -r requirements-robosuite.txt")
     installed = robosuite.__version__
-    recorded = task.env_args.get("env_version", installed)
+    recorded = str(task.env_args.get("env_version") or installed)
     if recorded.split(".")[:2] != installed.split(".")[:2]:
         fail(f"{task.path} is of robosuite {recorded}, whose physics are not those of {installed}, which is here")
     rendering = {"has_renderer": False, "has_offscreen_renderer": bool(render_mode), "use_camera_obs": False}
@@ -318,7 +318,9 @@ def read_header(path: Path) -> tuple[dict, list[str]] | None:
         fail(f"{path} is not a readable HDF5 file: {error}")
     except (KeyError, TypeError, ValueError) as error:
         fail(f"{path} has robomimic's group 'data', but no readable env_args or obs in it: {error}")
-    if not isinstance(env_args, dict) or not {"env_name", "env_kwargs"} <= env_args.keys() or env_args.get("type") != 1:
+    kinds = {"env_name": str, "env_kwargs": dict, "type": int}
+    described = isinstance(env_args, dict) and all(isinstance(env_args.get(key), kind) for key, kind in kinds.items())
+    if not described or env_args["type"] != 1:
         fail(f"{path}: its env_args do not describe a robosuite environment (env_name, env_kwargs, type 1)")
     return env_args, names
 
@@ -496,9 +498,10 @@ def read_robomimic(task: Task) -> dict[str, np.ndarray]:
                         columns = {key: values[:-1] for key, values in columns.items()}
                 episodes.append(columns)
                 returns.append(columns["rewards"].max(initial=0.0) >= success)
+        rows = join_episodes(episodes) if episodes else {}
     except (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         fail(f"{task.path}, {name}: not as in robomimic's low-dim files: {error}")
-    return (join_episodes(episodes) if episodes else {}) | {"episode_returns": np.array(returns, np.float64)}
+    return rows | {"episode_returns": np.array(returns, np.float64)}
 
 
 def read_minari(task: Task) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from saq_cql import D4RL_SERVER, TASKS, Args, download, find_task, load_dataset, make_env, normalized_score
+from saq_cql import D4RL_SERVER, TASKS, Args, download, evaluate, find_task, load_dataset, make_env, normalized_score
 
 CPU = torch.device("cpu")
 HOPPER = "hopper-medium-v2"
@@ -327,3 +327,26 @@ def test_the_demo_dataset_is_what_the_readme_says(capsys):
     assert 0.45 < dataset.episode_returns.mean() < 0.6
     assert set(np.unique(dataset.rewards)) == {0.0, 1.0}
     torch.testing.assert_close(dataset.rewards, dataset.terminals)
+
+
+@pytest.mark.parametrize("episodes", [1, 3, 10, 11, 25])
+def test_evaluation_runs_every_episode_once_from_its_own_seed(episodes):
+    """Against one environment that runs the episodes one after the other; they end after different numbers of steps."""
+    weights = torch.randn(11, 3)
+
+    def policy(observations, generator):
+        return torch.tanh(observations @ weights)
+
+    result = evaluate(TASKS[HOPPER], policy, episodes, 2, CPU)
+    env = make_env(TASKS[HOPPER])
+    for i in range(episodes):
+        observation, _ = env.reset(seed=20_000 + i)
+        total, steps, ended = 0.0, 0, False
+        while not ended:
+            action = policy(torch.as_tensor(observation, dtype=torch.float32)[None], None)[0].numpy()
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, steps, ended = total + reward, steps + 1, terminated or truncated
+        assert (result.seeds[i], result.lengths[i]) == (20_000 + i, steps)
+        assert result.returns[i] == pytest.approx(total, rel=1e-4)
+    assert len(result.scores) == episodes
+    assert episodes < 10 or len(set(result.lengths.tolist())) > 1

@@ -190,6 +190,8 @@ BAD_FILES = {
     },
     "no readable env_args": (demonstrations(), "{"),
     "do not describe a robosuite environment": (demonstrations(), ENV_ARGS | {"type": 2}),
+    "(env_name, env_kwargs, type 1)": (demonstrations(), ENV_ARGS | {"env_kwargs": None}),
+    "dimensions": broken("actions", lambda actions: actions[:, 0]),
     "holds no transition": {},
 }
 
