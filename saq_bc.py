@@ -643,11 +643,20 @@ def evaluate(task: Task, policy: Policy, episodes: int, seed: int, device: torch
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that becomes `path` only when it is written to its end, so that a killed run leaves the old one."""
-    temporary = path.with_name(f"{path.name}.part")
-    with open(temporary, "wb") as file:
-        yield file
-    os.replace(temporary, path)
+    """A binary file that becomes `path` only when it is written to its end, so that a killed run leaves the old one.
+
+    Ctrl-C waits for the end, since torch.save would answer it with an error of its own.
+    """
+    temporary, interrupts = path.with_name(f"{path.name}.part"), []
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)
 
 
 def capture_video(task: Task, policy: Policy, seed: int, device: torch.device, path: Path, episodes: int = 3) -> None:

@@ -17,6 +17,7 @@ import torch
 from conftest import ALGORITHMS, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from saq_cql import replacing
 from vqvae import VQVAE
 
 SMALL = [
@@ -281,6 +282,15 @@ def test_compiled_losses_give_the_same_numbers(runs_of, tmp_path, algorithm):
     for module in MODULES[algorithm]:
         for key, value in first[module].items():
             torch.testing.assert_close(value, second[module][key], atol=1e-3, rtol=1e-2)
+
+
+def test_ctrl_c_while_a_file_is_written_waits_for_its_end(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        signal.raise_signal(signal.SIGINT)
+        file.write(b"whole")
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path):
