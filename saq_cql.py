@@ -266,11 +266,12 @@ def make_minari(task: Task, render_mode: str | None) -> gym.Env:
     """The environment that a Minari dataset is to be evaluated in, with observations flattened."""
     try:
         with quiet():
-            env = task.minari.recover_environment(eval_env=True, render_mode=render_mode)
+            rendering = {"render_mode": render_mode} if render_mode else {}  # not every environment knows the word
+            env = task.minari.recover_environment(eval_env=True, **rendering)
     except Exception as error:  # each package fails in its own way
         fail(f"cannot make the environment of {task.name}: {error!r}")
-    if not isinstance(env.action_space, gym.spaces.Box):
-        fail(f"{task.name} has actions in {env.action_space}; SAQ needs continuous ones (Box)")
+    if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
+        fail(f"{task.name} has actions in {env.action_space}; SAQ needs vectors of continuous ones (Box)")
     if env.spec.max_episode_steps is None:
         env = gym.wrappers.TimeLimit(env, task.max_steps)
     return gym.wrappers.FlattenObservation(env)
@@ -280,7 +281,7 @@ def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
     """The task's gymnasium environment, with the rewards, endings and step limit of the benchmark it comes from."""
     if task.env_args:
         return make_robosuite(task, render_mode)
-    if task.minari:
+    if task.minari is not None:
         return make_minari(task, render_mode)
     with quiet():
         if task.name.startswith(("Fetch", "Adroit")):
@@ -328,16 +329,16 @@ def read_header(path: Path) -> tuple[dict, list[str]] | None:
             if not isinstance(file.get("data"), h5py.Group):
                 return None
             env_args = json.loads(file["data"].attrs["env_args"])
-            names = [name for demonstration in list(file["data"].values())[:1] for name in demonstration["obs"]]
-    except OSError as error:
+            first = next(iter(file["data"].values()), {"obs": {}})
+            names = list(first["obs"].keys())
+    except (OSError, RuntimeError) as error:
         fail(f"{path} is not a readable HDF5 file: {error}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         fail(f"{path} has robomimic's group 'data', but no readable env_args or obs in it: {error}")
-    kinds = {"env_name": str, "env_kwargs": dict, "type": int}
-    described = isinstance(env_args, dict) and all(isinstance(env_args.get(key), kind) for key, kind in kinds.items())
-    if not described or env_args["type"] != 1:
-        fail(f"{path}: its env_args do not describe a robosuite environment (env_name, env_kwargs, type 1)")
-    return env_args, names
+    match env_args:
+        case {"env_name": str(), "env_kwargs": dict(), "type": 1}:
+            return env_args, names
+    fail(f"{path}: its env_args do not describe a robosuite environment (env_name, env_kwargs, type 1)")
 
 
 def find_task(args) -> Task:
@@ -346,7 +347,7 @@ def find_task(args) -> Task:
     A robomimic file names its own environment, so that `args.env_id`, if left at its default, becomes that name. An id
     with a slash, or of a dataset that Minari finds on this machine, is Minari's.
     """
-    task, path = TASKS.get(args.env_id), args.dataset_path and Path(args.dataset_path)
+    task, path = TASKS.get(args.env_id), None if args.dataset_path is None else Path(args.dataset_path)
     minari_path = Path(os.environ.get("MINARI_DATASETS_PATH", Path.home() / ".minari" / "datasets")) / args.env_id
     if path is None and task is not None:
         if task.url is None:
@@ -369,6 +370,9 @@ def find_task(args) -> Task:
             fail(f"{path} is of robosuite's {name}, not of --env-id {args.env_id}; leave --env-id out")
         robots = sorted({key.split("_")[0] for key in names if key.startswith("robot")})
         keys = [f"{robot}_{key}" for robot in robots for key in ("eef_pos", "eef_quat", "gripper_qpos")]
+        keys = args.observation_keys or [*keys, "object"]
+        if names and (missing := [key for key in keys if key not in names]):
+            fail(f"{path} has no observation {missing[0]!r}; it has {', '.join(names)}")
         return Task(
             name,
             ROBOMIMIC_STEPS.get(name, 400),
@@ -376,7 +380,7 @@ def find_task(args) -> Task:
             1.0,
             path=path,
             env_args=env_args,
-            observation_keys=tuple(args.observation_keys or (*keys, "object")),
+            observation_keys=tuple(keys),
             dataset_filter=args.dataset_filter,
         )
     if args.observation_keys or args.dataset_filter:
@@ -395,13 +399,13 @@ def find_task(args) -> Task:
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every retry to reach the server
         dataset = minari.load_dataset(args.env_id, download=True)
-        lowest, highest = (dataset.storage.metadata.get(f"ref_{end}_score") for end in ("min", "max"))
+        lowest, highest = (float(dataset.storage.metadata.get(f"ref_{end}_score") or 0.0) for end in ("min", "max"))
         lengths = [episode["total_steps"] for episode in dataset.storage.get_episode_metadata(dataset.episode_indices)]
     except Exception as error:  # no network, no such dataset, half a dataset, another version of Minari
         fail(f"cannot load {args.env_id} with Minari ({error}); fetch it by other means and put it at {minari_path}")
-    if lowest is None or highest is None:  # no reference: the score is the return
+    if lowest == highest:  # no reference: the score is the return
         lowest, highest = 0.0, 100.0
-    return Task(args.env_id, int(max(lengths, default=0)), lowest, highest, minari=dataset)
+    return Task(args.env_id, int(max(lengths, default=1)), lowest, highest, minari=dataset)
 
 
 class Dataset(NamedTuple):
@@ -441,7 +445,7 @@ def read_d4rl(task: Task) -> dict[str, np.ndarray]:
             if missing := [key for key in keys if key not in file]:
                 fail(f"{task.path} lacks the key {missing[0]!r}; D4RL files have {', '.join(keys)}")
             rows = {key: np.atleast_1d(file[key][()]) for key in (*keys, "timeouts") if key in file}
-    except (OSError, TypeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:
         fail(f"{task.path} is not a readable HDF5 file: {error}")
     check_rows(str(task.path), rows)
     count, terminals = len(rows["rewards"]), rows["terminals"].astype(bool)
@@ -482,9 +486,9 @@ def read_robomimic(task: Task) -> dict[str, np.ndarray]:
     Rewards and dones are the file's own; robomimic sets dones where the task is achieved (its done_mode 0), at the last
     step (1), or at both (2). A demonstration succeeds if it pays the reward of success, which dense rewards stay below.
     """
-    success = 0.999 * (task.env_args["env_kwargs"].get("reward_scale") or 1.0)
     episodes, returns, name = [], [], "data"
     try:
+        success = 0.999 * (task.env_args["env_kwargs"].get("reward_scale") or 1.0)
         with h5py.File(task.path, "r") as file:
             names, masks = list(file["data"]), file.get("mask", {})
             if task.dataset_filter is not None:
@@ -492,10 +496,8 @@ def read_robomimic(task: Task) -> dict[str, np.ndarray]:
                     known = ", ".join(masks) or "none"
                     fail(f"{task.path} has no filter key {task.dataset_filter!r}; its filter keys: {known}")
                 names = [name.decode() for name in masks[task.dataset_filter]]
-            for name in sorted(names, key=lambda name: int(name.removeprefix("demo_"))):
+            for name in sorted(set(names), key=lambda name: int(name.removeprefix("demo_"))):
                 demonstration = file["data"][name]
-                if missing := [key for key in task.observation_keys if key not in demonstration["obs"]]:
-                    fail(f"{task.path} has no observation {missing[0]!r}; it has {', '.join(demonstration['obs'])}")
                 columns = {
                     "actions": demonstration["actions"][()],
                     "rewards": demonstration["rewards"][()],
@@ -514,7 +516,7 @@ def read_robomimic(task: Task) -> dict[str, np.ndarray]:
                 episodes.append(columns)
                 returns.append(columns["rewards"].max(initial=0.0) >= success)
         rows = join_episodes(episodes) if episodes else {}
-    except (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         fail(f"{task.path}, {name}: not as in robomimic's low-dim files: {error}")
     return rows | {"episode_returns": np.array(returns, np.float64)}
 
@@ -528,25 +530,30 @@ def read_minari(task: Task) -> dict[str, np.ndarray]:
         return np.asarray(values, np.float32).reshape(len(values), -1)
 
     episodes, returns = [], []
-    for episode in task.minari.iterate_episodes():
-        observations = flatten(task.minari.observation_space, episode.observations)
-        columns = {
-            "observations": observations[:-1],
-            "next_observations": observations[1:],
-            "actions": episode.actions,
-            "rewards": episode.rewards,
-            "terminals": episode.terminations,
-        }
-        check_rows(f"{task.name}, episode {episode.id}", columns)
-        episodes.append(columns)
-        returns.append(episode.rewards.sum())
-    return (join_episodes(episodes) if episodes else {}) | {"episode_returns": np.array(returns, np.float64)}
+    try:
+        for episode in task.minari.iterate_episodes():
+            observations = flatten(task.minari.observation_space, episode.observations)
+            columns = {
+                "observations": observations[:-1],
+                "next_observations": observations[1:],
+                "actions": episode.actions,
+                "rewards": episode.rewards,
+                "terminals": episode.terminations,
+            }
+            check_rows(f"{task.name}, episode {episode.id}", columns)
+            episodes.append(columns)
+            returns.append(episode.rewards.sum())
+        rows = join_episodes(episodes) if episodes else {}
+    except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        fail(f"{task.name}, episode {len(episodes)}: not arrays, or dicts of arrays, that can be read: {error}")
+    return rows | {"episode_returns": np.array(returns, np.float64)}
 
 
 def load_dataset(task: Task, env: gym.Env, device: torch.device) -> Dataset:
     """Read the task's dataset and check that it fits the environment."""
     where = task.path or task.name
-    rows = read_minari(task) if task.minari else read_robomimic(task) if task.env_args else read_d4rl(task)
+    read = read_robomimic if task.env_args else read_d4rl if task.minari is None else read_minari
+    rows = read(task)
     if not len(rows.get("transitions", ())):
         fail(f"{where} holds no transition")
     for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
@@ -555,7 +562,7 @@ def load_dataset(task: Task, env: gym.Env, device: torch.device) -> Dataset:
     low, high = env.action_space.low, env.action_space.high
     actions = rows["actions"].astype(np.float32)
     outside = ((actions < low) | (actions > high)).any(1)
-    if ((actions < 2 * low) | (actions > 2 * high)).any():
+    if (np.abs(actions) > 2 * np.maximum(np.abs(low), np.abs(high))).any():
         fail(f"{where}: actions reach {np.abs(actions).max():.3g}, beyond twice the action space of {task.name}")
     if outside.any():
         print(f"{outside.sum()} of {len(actions)} actions lie outside the action space and are clipped")
@@ -635,7 +642,7 @@ def evaluate(task: Task, policy: Policy, episodes: int, seed: int, device: torch
     seeds = 10_000 * seed + np.arange(episodes)
     returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
     count = min(episodes, 10)
-    vector = gym.vector.AsyncVectorEnv if task.env_args or task.minari else gym.vector.SyncVectorEnv
+    vector = gym.vector.AsyncVectorEnv if task.env_args or task.minari is not None else gym.vector.SyncVectorEnv
     gc.freeze()  # or each process copies the whole heap when robosuite collects garbage, which it does at every reset
     envs = vector([lambda slot=slot: Episodes(make_env(task), seeds[slot::count]) for slot in range(count)])
     gc.unfreeze()

@@ -8,6 +8,7 @@ import sys
 import threading
 import zipfile
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
@@ -350,3 +351,12 @@ def test_evaluation_runs_every_episode_once_from_its_own_seed(episodes):
         assert result.returns[i] == pytest.approx(total, rel=1e-4)
     assert len(result.scores) == episodes
     assert episodes < 10 or len(set(result.lengths.tolist())) > 1
+
+
+def test_actions_of_a_space_without_zero_are_not_taken_for_strays(tmp_path):
+    task = find_task(Args(env_id=HOPPER, dataset_path=str(write(tmp_path / "data.hdf5", hopper_rows()))))
+    env = make_env(task)
+    env.action_space = gym.spaces.Box(-3.0, -0.9, (3,))
+    env.action_space.low[0] = -np.inf
+    dataset = load_dataset(task, env, CPU)
+    assert dataset.actions.isfinite().all() and dataset.actions.max() <= -0.89

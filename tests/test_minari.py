@@ -9,6 +9,7 @@ import sys
 import warnings
 
 import gymnasium as gym
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -36,7 +37,8 @@ def datasets(tmp_path_factory):
         for seed in range(episodes):
             env.reset(seed=seed)
             for _ in range(steps):
-                action = rng.uniform(env.action_space.low, env.action_space.high).astype(env.action_space.dtype)
+                space = env.action_space
+                action = rng.uniform(space.low, space.high).astype(space.dtype) if hasattr(space, "low") else 0
                 if any(env.step(action)[2:4]):
                     break
         env.create_dataset(dataset_id, algorithm_name="random", author="test", **kwargs)
@@ -48,10 +50,12 @@ def datasets(tmp_path_factory):
     collect("test/antmaze/random-v1", gym.make("AntMaze_UMaze-v5", max_episode_steps=40), 3, 100)
     collect("hopper-random-v0", gym.make("Hopper-v5"), 12, 15)
     collect("test/endless-v0", gym.make("Pendulum-v1", max_episode_steps=-1), 2, 25)
-    discrete = minari.DataCollector(gym.make("CartPole-v1"))
-    discrete.reset(seed=0)
-    discrete.step(0)
-    discrete.create_dataset("test/discrete-v0")
+    collect("test/discrete-v0", gym.make("CartPole-v1"), 1, 5)
+    collect("test/cut-v0", gym.make("Hopper-v5"), 2, 5)
+    with h5py.File(folder / "test" / "cut-v0" / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_1/actions"]
+    spec = {"action_space": gym.spaces.Box(0.5, 1.0, (1,)), "observation_space": gym.spaces.Box(-9, 9, (3,))}
+    minari.create_dataset_from_buffers("test/empty-v0", [], env="Pendulum-v1", **spec)
     yield folder
     patch.undo()
 
@@ -158,6 +162,8 @@ def test_every_algorithm_trains_and_evaluates(datasets, tmp_path, algorithm, dat
     [
         (["--env-id=test/discrete-v0"], ["test/discrete-v0", "Discrete(2)", "continuous"]),
         (["--env-id=test/none-v0"], ["test/none-v0", "put it at"]),
+        (["--env-id=test/cut-v0"], ["test/cut-v0, episode 1"]),
+        (["--env-id=test/empty-v0"], ["test/empty-v0 holds no transition"]),
         (["--env-id=hopper-randon-v0"], ["hopper-randon-v0", "hopper-random-v2"]),
         (["--env-id=hopper-random-v0", "--dataset-path=demo/fetch-pick-and-place-demo-v0.hdf5"], ["is Minari's"]),
     ],

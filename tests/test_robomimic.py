@@ -189,6 +189,7 @@ BAD_FILES = {
         for name, demo in demonstrations().items()
     },
     "no readable env_args": (demonstrations(), "{"),
+    "no readable env_args or obs": broken("obs", lambda obs: obs) | {"demo_0": {"obs": np.zeros(3), "actions": [0]}},
     "do not describe a robosuite environment": (demonstrations(), ENV_ARGS | {"type": 2}),
     "(env_name, env_kwargs, type 1)": (demonstrations(), ENV_ARGS | {"env_kwargs": None}),
     "dimensions": broken("actions", lambda actions: actions[:, 0]),
@@ -220,7 +221,10 @@ def test_bad_files_end_with_one_line_and_code_2(tmp_path, capsys, message):
 def test_arguments_that_do_not_fit_the_file_end_with_one_line_and_code_2(tmp_path, capsys, args, words):
     path = write(tmp_path / "data.hdf5", demonstrations(), masks={"train": ["demo_0"]})
     with pytest.raises(SystemExit) as stop:
-        load(path, **args)
+        load(path, **args)  # a script makes the environment first, which must not hide the message
+    if "observation_keys" in args:
+        with pytest.raises(SystemExit):
+            capsys.readouterr(), find_task(Args(dataset_path=str(path), **args))
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and all(word in error for word in words), error
 
