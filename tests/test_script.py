@@ -285,12 +285,12 @@ def test_compiled_losses_give_the_same_numbers(runs_of, tmp_path, algorithm):
 
 
 def test_ctrl_c_while_a_file_is_written_waits_for_its_end(tmp_path):
-    path = tmp_path / "checkpoint.pt"
+    path, before = tmp_path / "checkpoint.pt", signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), replacing(path) as file:
         signal.raise_signal(signal.SIGINT)
         file.write(b"whole")
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
     assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path):
