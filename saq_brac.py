@@ -469,11 +469,13 @@ def read_d4rl(task: Task) -> dict[str, np.ndarray]:
     return rows | {"transitions": transitions, "next_rows": transitions + 1, "episode_returns": returns}
 
 
-def join_episodes(episodes: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Rows and transitions of episodes whose columns have the observation after each step, too.
+def join_episodes(episodes: list[dict[str, np.ndarray]], returns: list[float]) -> dict[str, np.ndarray]:
+    """Rows and transitions of episodes whose columns have the observation after each step, too; none of no episodes.
 
     A next observation that is not the following row's own, as after an episode's last step, comes after all rows.
     """
+    if not episodes:
+        return {}
     rows = {key: np.concatenate([episode[key] for episode in episodes]) for key in episodes[0]}
     observations, following = rows["observations"], rows.pop("next_observations")
     count, lasts = len(observations), np.cumsum([len(episode["rewards"]) for episode in episodes]) - 1
@@ -482,7 +484,8 @@ def join_episodes(episodes: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray
     next_rows = np.arange(1, count + 1)
     next_rows[appended] = count + np.arange(appended.sum())
     rows["observations"] = np.concatenate([observations, following[appended]])
-    return rows | {"transitions": np.arange(count), "next_rows": next_rows}
+    returns = np.array(returns, np.float64)
+    return rows | {"transitions": np.arange(count), "next_rows": next_rows, "episode_returns": returns}
 
 
 def read_robomimic(task: Task) -> dict[str, np.ndarray]:
@@ -520,10 +523,9 @@ def read_robomimic(task: Task) -> dict[str, np.ndarray]:
                         columns = {key: values[:-1] for key, values in columns.items()}
                 episodes.append(columns)
                 returns.append(columns["rewards"].max(initial=0.0) >= success)
-        rows = join_episodes(episodes) if episodes else {}
+        return join_episodes(episodes, returns)
     except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         fail(f"{task.path}, {name}: not as in robomimic's low-dim files: {error}")
-    return rows | {"episode_returns": np.array(returns, np.float64)}
 
 
 def read_minari(task: Task) -> dict[str, np.ndarray]:
@@ -548,10 +550,9 @@ def read_minari(task: Task) -> dict[str, np.ndarray]:
             check_rows(f"{task.name}, episode {episode.id}", columns)
             episodes.append(columns)
             returns.append(episode.rewards.sum())
-        rows = join_episodes(episodes) if episodes else {}
+        return join_episodes(episodes, returns)
     except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         fail(f"{task.name}, episode {len(episodes)}: not arrays, or dicts of arrays, that can be read: {error}")
-    return rows | {"episode_returns": np.array(returns, np.float64)}
 
 
 def load_dataset(task: Task, env: gym.Env, device: torch.device) -> Dataset:
