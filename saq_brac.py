@@ -732,12 +732,12 @@ def parse_args(args_class: type, positive: tuple[str, ...] = ()) -> tuple[Any, T
         try:
             saved = args_class(**json.loads((Path(args.resume) / "args.json").read_text())["args"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            fail(f"--resume {args.resume}: not the folder of a run of {Path(__file__).name} ({error})")
+            fail(f"--resume {args.resume}: not the folder of a run of {sys.argv[0]} ({error})")
         args = tyro.cli(args_class, default=saved)
     counts = ("total_steps", "batch_size", "codebook_size", "hidden_dim", "eval_every", "eval_episodes")
     for name in (*positive, *counts, "final_eval_episodes", "checkpoint_every"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            fail(f"--{name.replace('_', '-')} must be above 0, it is {getattr(args, name)}")
+        if (value := getattr(args, name, None)) is not None and value <= 0:
+            fail(f"--{name.replace('_', '-')} must be above 0, it is {value}")
     if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track needs Weights & Biases: pip install wandb")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -750,17 +750,23 @@ def parse_args(args_class: type, positive: tuple[str, ...] = ()) -> tuple[Any, T
     return args, task
 
 
-def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
-    """A new VQ-VAE for the dataset, or the one in `args.vqvae_path`, which must have the same shape."""
+def make_standardize(args, dataset: Dataset) -> Standardize:
+    """What every network does to observations first; nothing with `--no-standardize`."""
     observations = dataset.observations[: len(dataset.actions)]
     mean, std = observations.mean(0), observations.std(0, unbiased=False) + 1e-3
+    return Standardize(mean, std) if args.standardize else Standardize(torch.zeros_like(mean), torch.ones_like(std))
+
+
+def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
+    """A new VQ-VAE for the dataset, or the one in `args.vqvae_path`, which must have the same shape."""
+    standardize = make_standardize(args, dataset)
     vqvae = VQVAE(
         observation_dim=dataset.observations.shape[1],
         action_dim=dataset.actions.shape[1],
         codebook_size=args.codebook_size,
         hidden_dim=args.hidden_dim,
-        observation_mean=mean if args.standardize else None,
-        observation_std=std if args.standardize else None,
+        observation_mean=standardize.mean,
+        observation_std=standardize.std,
     ).to(device)
     if args.vqvae_path:
         try:
@@ -774,10 +780,10 @@ def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
     return vqvae
 
 
-def mlp(vqvae: VQVAE, outputs: int, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
-    """Two hidden layers from observations (B, observation_dim), normalized as in the VQ-VAE, to (B, outputs)."""
-    layers = [Standardize(vqvae.standardize.mean, vqvae.standardize.std)]
-    for inputs in (vqvae.config["observation_dim"], hidden_dim):
+def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
+    """Two hidden layers from observations (B, observation_dim), standardized, to (B, outputs)."""
+    layers = [Standardize(standardize.mean, standardize.std)]
+    for inputs in (len(standardize.mean), hidden_dim):
         norm = [nn.LayerNorm(hidden_dim)] if layer_norm else []
         layers += [nn.Linear(inputs, hidden_dim), *norm, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
@@ -810,11 +816,14 @@ class Run:
         self.evaluations: list[dict[str, list]] = []
         self.metrics: dict[str, torch.Tensor] = {}
         self.started = time.time()
+        self.algorithm = (
+            Path(sys.argv[0]).name.replace(".py", "").replace(" ", "_")
+        )  # benchmark/quantizers.py adds words
         if args.resume:
             self.folder = Path(args.resume)
             self.load_checkpoint()
         else:
-            name = f"{args.env_id.replace('/', '_')}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 1_000_000}"
+            name = f"{args.env_id.replace('/', '_')}__{self.algorithm}__{args.seed}__{time.time_ns() // 1_000_000}"
             self.folder = Path(args.runs_dir) / name
             self.folder.mkdir(parents=True)
             self.save_checkpoint()
@@ -912,11 +921,11 @@ class Run:
             modules: what model.pt holds beside the arguments.
             facts: more entries of result.json.
         """
-        args, device = self.args, dataset.actions.device
+        args, device, training_seconds = self.args, dataset.actions.device, time.time() - self.started
         episodes = args.final_eval_episodes or (50 if self.task.env_args else 100)
         final = self.evaluate(policy, episodes, args.total_steps, device)
         other = evaluate(self.task, partial(policy, greedy=not args.greedy), episodes, args.seed, device)
-        scores = {name: final, f"{name}, {'sampled' if args.greedy else 'argmax'}": other}
+        ways = ("greedy", "sampled") if args.greedy else ("sampled", "greedy")
         if args.capture_video:
             capture_video(self.task, policy, args.seed, device, self.folder / "video.gif")
         with replacing(self.folder / "model.pt") as file:
@@ -924,21 +933,23 @@ class Run:
         data_scores = normalized_score(self.task, dataset.episode_returns)
         result = {
             "env_id": args.env_id,
-            "algorithm": Path(__file__).stem,
+            "algorithm": self.algorithm,
             "seed": args.seed,
             "normalized_score": final.scores.mean(),
             "normalized_scores": final.scores.tolist(),
             "dataset_normalized_return": data_scores.mean(),
             "total_steps": args.total_steps,
             "wall_clock_seconds": time.time() - self.started,
-            "scores": {name: e.scores.mean() for name, e in scores.items()},
+            "training_seconds": training_seconds,
+            "scores": {way: e.scores.tolist() for way, e in zip(ways, (final, other), strict=True)},
             **facts,
         }
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2).encode())
         self.writer.close()
         print(f"\n{'score, mean and standard error':<40}{'episodes':>10}")
-        for name, values in {"dataset": data_scores, **{name: e.scores for name, e in scores.items()}}.items():
+        scores = {"dataset": data_scores, name: final.scores, f"{name}, {ways[1]}": other.scores}
+        for name, values in scores.items():
             error = values.std() / max(len(values) - 1, 1) ** 0.5
             print(f"{name:<25}{values.mean():7.1f} +- {error:4.1f}{len(values):>10}")
         print(f"\n{result['wall_clock_seconds']:.0f} seconds; all of it in {self.folder}")
@@ -1066,9 +1077,11 @@ if __name__ == "__main__":
     dataset = load_dataset(task, make_env(task), device)
 
     vqvae = make_vqvae(args, dataset, device)
-    behavior = mlp(vqvae, args.codebook_size, args.hidden_dim).to(device)
+    behavior = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim).to(device)
     behavior_acting = copy.deepcopy(behavior)
-    q = Ensemble(*(mlp(vqvae, args.codebook_size, args.hidden_dim, args.layer_norm) for _ in range(args.q_functions)))
+    q = Ensemble(
+        *(mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm) for _ in range(args.q_functions))
+    )
     q = q.to(device)
     q_target, q_acting = copy.deepcopy(q), copy.deepcopy(q)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)

@@ -88,7 +88,7 @@ def main(args: Args) -> None:
     compiled = torch.compile if args.compile else lambda function: function
 
     def net(outputs: int = codes) -> torch.nn.Module:
-        return mlp(vqvae, outputs, hidden, layer_norm=args.layer_norm)
+        return mlp(vqvae.standardize, outputs, hidden, layer_norm=args.layer_norm)
 
     def train(loss, models: list[torch.nn.Module], averages: tuple[torch.nn.Module, ...]) -> Callable:
         optimizer = torch.optim.AdamW([p for model in models for p in model.parameters()], fused=True)
@@ -107,7 +107,7 @@ def main(args: Args) -> None:
     def batch(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return observations[index], table[index], rewards[index], observations[index + 1]
 
-    behavior, q, q_target, v, twin = mlp(vqvae, codes, hidden), net(), net(), net(1), Ensemble(net(), net())
+    behavior, q, q_target, v, twin = mlp(vqvae.standardize, codes, hidden), net(), net(), net(1), Ensemble(net(), net())
     acting, q_acting, twin_target, twin_acting = (copy.deepcopy(model) for model in (behavior, q, twin, twin))
     losses = (behavior_loss, cql_loss, iql_loss, brac_loss)
     behavior_step, cql_step, iql_step, brac_step = map(compiled, losses)

@@ -12,7 +12,7 @@ from vqvae import VQVAE
 
 
 def test_behavior_loss_is_the_mean_negative_log_likelihood():
-    network, data = mlp(VQVAE(4, 2, hidden_dim=8), 6, 16), batch()
+    network, data = mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16), batch()
     chances = torch.softmax(network(data["observations"]), 1)
     expected = -np.mean([math.log(chances[i, code].item()) for i, code in enumerate(data["codes"])])
     loss = behavior_loss(network, data["observations"], data["codes"])["loss"]
@@ -29,7 +29,7 @@ def test_choose_is_the_argmax_or_samples_the_softmax():
 
 def test_saq_bc_learns_how_often_each_code_occurs_in_each_state(corridor):
     """The cross-entropy is least where pi_b(k|s) is the frequency of code k in state s."""
-    behavior = mlp(corridor.vqvae, 16, 64)
+    behavior = mlp(corridor.vqvae.standardize, 16, 64)
     optimizer = torch.optim.AdamW(behavior.parameters(), lr=1e-3)
     for data in corridor.batches(2000):
         loss = behavior_loss(behavior, data["observations"], data["codes"])["loss"]

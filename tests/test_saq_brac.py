@@ -12,7 +12,7 @@ from vqvae import VQVAE
 
 def twins():
     vqvae = VQVAE(4, 2, hidden_dim=8)
-    return [Ensemble(*(mlp(vqvae, 6, 16) for _ in range(2))) for _ in range(2)]
+    return [Ensemble(*(mlp(vqvae.standardize, 6, 16) for _ in range(2))) for _ in range(2)]
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
@@ -80,7 +80,7 @@ def test_no_gradient_through_the_backup():
 
 def train(corridor, alpha: float, scale: float = 10.0, steps: int = 3000) -> torch.Tensor:
     """Values (4, 16) of the corridor's states and codes, least of the twins; `alpha` on the scale of its rewards."""
-    q, q_target = (Ensemble(*(mlp(corridor.vqvae, 16, 64) for _ in range(2))) for _ in range(2))
+    q, q_target = (Ensemble(*(mlp(corridor.vqvae.standardize, 16, 64) for _ in range(2))) for _ in range(2))
     q_target.load_state_dict(q.state_dict())
     log_behavior = corridor.code_frequencies().clamp(min=1e-9).log()
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3, weight_decay=0.0)

@@ -12,7 +12,7 @@ from vqvae import VQVAE
 
 
 def networks():
-    return [mlp(VQVAE(4, 2, hidden_dim=8), 6, 16) for _ in range(2)]
+    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(2)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 5.0])
@@ -82,7 +82,7 @@ def test_largest_return_restarts_at_terminals_and_time_outs(transitions, next_ro
 
 
 def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor):
-    q, q_target = (mlp(corridor.vqvae, 16, 64) for _ in range(2))
+    q, q_target = (mlp(corridor.vqvae.standardize, 16, 64) for _ in range(2))
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3)
     scale = 100.0
     for step, data in enumerate(corridor.batches(3000)):

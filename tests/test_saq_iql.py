@@ -13,7 +13,7 @@ from vqvae import VQVAE
 
 
 def networks(*outputs):
-    return [mlp(VQVAE(4, 2, hidden_dim=8), n, 16) for n in outputs]
+    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, n, 16) for n in outputs]
 
 
 @pytest.mark.parametrize("expectile", [0.1, 0.5, 0.7, 0.9])
@@ -95,8 +95,8 @@ def test_domain_scale():
 
 
 def train(corridor, expectile: float, scale: float = 10.0, steps: int = 3000):
-    q, v = mlp(corridor.vqvae, 16, 64), mlp(corridor.vqvae, 1, 64)
-    q_target = mlp(corridor.vqvae, 16, 64)
+    q, v = mlp(corridor.vqvae.standardize, 16, 64), mlp(corridor.vqvae.standardize, 1, 64)
+    q_target = mlp(corridor.vqvae.standardize, 16, 64)
     q_target.load_state_dict(q.state_dict())
     optimizer = torch.optim.AdamW([*q.parameters(), *v.parameters()], lr=1e-3, weight_decay=0.0)
     for data in corridor.batches(steps):

@@ -1,0 +1,63 @@
+"""Aquadem under the unchanged algorithm files: K candidate actions per state, in place of the VQ-VAE.
+
+    psi_1(s) ... psi_K(s)                                            candidates, of one network
+    loss = mean -T log sum_k exp(-|psi_k(s) - a|^2 / T)              soft minimum of the K squared errors
+    code of (s, a) = argmin_k |psi_k(s) - a|^2,   decode(s, k) = psi_k(s)
+
+from *Continuous Control with Action Quantization from Demonstrations* (Dadashi et al., ICML 2022), equation 1.
+
+    python benchmark/baselines/aquadem.py bc --vqvae-steps 20000
+    python benchmark/baselines/aquadem.py iql --env-id hopper-medium-v2 --vqvae-steps 20000   # flags of saq_iql.py
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from quantizers import VQVAE, launch, train_vqvae
+
+CHUNK = 2048  # rows that encode and decode take at once: K candidates each
+
+
+class Aquadem(VQVAE):
+    temperature = 1e-3
+
+    def __init__(self, observation_dim: int, action_dim: int, **settings):
+        super().__init__(observation_dim, action_dim, **settings)
+        del self.encoder, self.decoder, self.codebook, self.config["embedding_dim"]
+        codes = self.config["codebook_size"]
+        self.codebook = range(codes)  # `evaluate` asks for its length
+        self.network = self._mlp(observation_dim, self.config["hidden_dim"], codes * action_dim)
+
+    def candidates(self, observations: torch.Tensor) -> torch.Tensor:
+        """psi(s) (B, K, action_dim) of observations (B, observation_dim)."""
+        return self.network(self.standardize(observations)).unflatten(1, (len(self.codebook), -1))
+
+    def squared_errors(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """|psi_k(s) - a|^2 (B, K)."""
+        return (self.candidates(observations) - actions[:, None]).square().sum(2)
+
+    def loss(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+        errors = self.squared_errors(observations, actions)
+        loss = -self.temperature * torch.logsumexp(-errors / self.temperature, 1).mean()
+        return {"loss": loss, "reconstruction": errors.detach().amin(1).mean()}
+
+    @torch.no_grad()
+    def encode(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
+        return torch.cat([self.squared_errors(o, a).argmin(1) for o, a in chunks])
+
+    @torch.no_grad()
+    def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        chunks = zip(observations.split(CHUNK), codes.split(CHUNK))
+        return torch.cat([self.candidates(o)[torch.arange(len(c), device=c.device), c] for o, c in chunks])
+
+
+def train_aquadem(model, observations, actions, steps, restart_every=0, **settings) -> None:
+    train_vqvae(model, observations, actions, steps, restart_every=0, **settings)
+
+
+if __name__ == "__main__":
+    launch(Aquadem, train_aquadem)

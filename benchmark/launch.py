@@ -1,0 +1,322 @@
+"""Run the jobs of a benchmark: in order, several at once, or on SLURM; skip finished ones, resume killed ones.
+
+Jobs are lines on stdin, `FOLDER COMMAND...`; `{OTHER}` stands for the run of another job, which then comes first:
+
+    demo/saq_bc/1 python saq_bc.py --seed 1 --vqvae-steps 10000
+    demo/saq_iql/1 python saq_iql.py --seed 1 --vqvae-path {demo/saq_bc/1}/vqvae.pt
+
+Commands run in the repository with `--runs-dir $RUNS_DIR/FOLDER` added, so that a run makes its own folder in there;
+what they print is added to log.txt there. A job is finished when its run has a result.json, a killed one is resumed.
+
+Environment:
+    RUNS_DIR   folder of the jobs' folders; default runs
+    EXTRA      words added to every command, such as "--device cuda"
+    JOBS       jobs at once, default 1; with SLURM tasks of an array at once, default no limit
+    DRY=1      print the commands, run nothing
+    CHECK=1    report what is finished, running and failed, run nothing
+    SLURM=1    submit one job array per level of prerequisites; sbatch reads SBATCH_PARTITION and the like itself
+
+Exit code: 0 when every job is finished (SLURM: submitted), 1 when one is not, 2 for bad input, 130 for Ctrl-C.
+"""
+
+import argparse
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = (ROOT / os.environ.get("RUNS_DIR", "runs")).resolve()
+OTHER = re.compile(r"\{([^{}]+)\}")
+MAX_ARRAY = 1000  # tasks; SLURM's MaxArraySize is 1001 by default
+
+
+def fail(message: str) -> NoReturn:
+    print("error:", message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Job(NamedTuple):
+    """A job and what its folder tells of it."""
+
+    name: str  # of its folder, below RUNS
+    words: tuple[str, ...]  # its command, with {OTHER}
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.name
+
+    @property
+    def needs(self) -> list[str]:
+        """The jobs that come first."""
+        return OTHER.findall(" ".join(self.words))
+
+    def read(self, file: str) -> str:
+        path = self.folder / file
+        return path.read_text(errors="replace").strip() if path.exists() else ""
+
+    def killed_run(self) -> Path | None:
+        """The folder to resume; a run killed in its first second has not both files."""
+        folders = [path.parent for path in sorted(self.folder.glob("*/checkpoint.pt"))]
+        return next((folder for folder in folders if (folder / "args.json").exists()), None)
+
+    def conflict(self) -> str | None:
+        """Why the run in the folder, whose arguments would hold, is not the one asked for."""
+        before, now = self.read("command.txt"), shlex.join(self.words)
+        if before in ("", now) or not (finished(self.name) or self.killed_run()):
+            return None
+        return f"{self.folder} is of another command; remove it to run the present one. It was: {before}; it is: {now}"
+
+    def command(self) -> list[str]:
+        """What is to be run now; a run that is still to be made appears as a pattern."""
+        if run := self.killed_run():
+            words = [*takewhile(lambda word: not word.startswith("--"), self.words), "--resume", str(run)]
+        else:
+            words = [OTHER.sub(lambda m: str(finished(m[1]) or RUNS / m[1] / "*"), word) for word in self.words]
+            words += ["--runs-dir", str(self.folder)]
+        return [sys.executable if words[0] == "python" else words[0], *words[1:]]
+
+    def lock(self) -> int | None:
+        """A descriptor that holds the folder until all processes that inherit it are gone; None if one does already.
+
+        The command inherits it: a launcher that is killed while its command runs on leaves the folder locked.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def state(self, queue: frozenset[str] | set[str] = frozenset()) -> str:
+        """`finished`, or what else the job is."""
+        if conflict := self.conflict():
+            return conflict
+        if finished(self.name):
+            return "finished"
+        if self.folder.exists():
+            if (descriptor := self.lock()) is None:
+                return f"running as {self.read('lock')}"
+            os.close(descriptor)
+        if (place := self.read("slurm.txt")) in queue:
+            return f"in the queue as {place}"
+        if code := self.read("exit_code"):
+            last_line = self.read("log.txt").rpartition("\n")[2]
+            return f"failed with exit code {code}, {self.folder / 'log.txt'}: {last_line}"
+        if missing := [need for need in self.needs if not finished(need)]:
+            return f"not started, it needs {missing[0]}"
+        where = f", see {RUNS / 'slurm' / place}.txt" if place else ""
+        return ("killed" if self.killed_run() else "not started") + where
+
+    def start(self, environment: dict[str, str]) -> subprocess.Popen | str:
+        """Start or resume; or `locked`, `finished`, `conflict` where there is nothing to start."""
+        if (descriptor := self.lock()) is None:
+            return "locked"
+        try:
+            if self.conflict():
+                return "conflict"
+            if finished(self.name):
+                return "finished"
+            for folder in self.folder.glob("*__*/"):
+                if folder != self.killed_run():
+                    shutil.rmtree(folder)  # killed before there was anything to resume
+            (self.folder / "exit_code").unlink(missing_ok=True)
+            (self.folder / "command.txt").write_text(shlex.join(self.words) + "\n")
+            words = self.command()
+            print(f"{self.name}: {shlex.join(words)}", flush=True)
+            with open(self.folder / "log.txt", "a") as log:
+                print("$", shlex.join(words), file=log, flush=True)
+                pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [descriptor]}
+                # a session of its own: Ctrl-C reaches it once, by way of this program
+                process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {process.pid} on {socket.gethostname()}\n".encode(), 0)
+            return process
+        finally:
+            os.close(descriptor)
+
+
+def read_jobs(lines: list[str], extra: list[str]) -> list[Job]:
+    """The jobs, prerequisites first, otherwise in the order of the lines."""
+    jobs: dict[str, Job] = {}
+    for line in lines:
+        try:
+            name, *words = shlex.split(line, comments=True) or [""]
+        except ValueError as error:
+            fail(f"{error} in the line: {line.strip()}")
+        if name and not words:
+            fail(f"no command in the line: {line.strip()}")
+        if name in jobs:
+            fail(f"two jobs have the folder {name}")
+        if name:
+            jobs[name] = Job(name, (*words, *extra))
+    ordered: dict[str, Job] = {}
+
+    def add(name: str, path: tuple[str, ...]) -> None:
+        if name not in jobs:
+            fail(f"{path[-1]} needs {name}, which is no job")
+        if name in path:
+            fail(f"jobs that need each other: {' -> '.join((*path, name))}")
+        for need in jobs[name].needs:
+            add(need, (*path, name))
+        ordered.setdefault(name, jobs[name])
+
+    for name in jobs:
+        add(name, ())
+    return list(ordered.values())
+
+
+def finished(name: str) -> Path | None:
+    """The folder of the job's finished run."""
+    return next((path.parent for path in (RUNS / name).glob("*/result.json")), None)
+
+
+def run(jobs: list[Job], slots: int) -> int:
+    """Run the jobs, at most `slots` at once, each when its prerequisites are finished; the exit code."""
+    environment = dict(os.environ)
+    if slots > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, lambda number, _: signals.append(number))
+    waiting, running, started, locked = {job.name: job for job in jobs}, {}, set(), set()
+    done = {need for job in jobs for need in job.needs if need not in waiting and finished(need)}
+    while (waiting or running) and not signals:
+        for name, (job, process) in list(running.items()):
+            if (code := process.poll()) is None:
+                continue
+            del running[name]
+            if code == 0 and finished(name):
+                done.add(name)
+            else:
+                (job.folder / "exit_code").write_text(f"{code}\n")
+            print(f"{name}: {job.state()}", flush=True)
+        for name, job in list(waiting.items()):
+            missing = [need for need in job.needs if need not in done]
+            if any(need not in waiting and need not in running for need in missing):
+                del waiting[name]  # what it needs has failed
+            if missing or len(running) == slots:
+                continue
+            outcome = job.start(environment)
+            if outcome == "locked":
+                if name not in locked:
+                    print(f"{name}: waiting, it is running already, as {job.read('lock')}", flush=True)
+                locked.add(name)
+                continue
+            del waiting[name]
+            if outcome == "finished":
+                done.add(name)
+            elif outcome != "conflict":
+                running[name] = (job, outcome)
+                started.add(name)
+        time.sleep(0.2)
+    if signals:
+        for _, process in running.values():
+            process.send_signal(signal.SIGINT)
+        deadline = time.time() + 30  # time to end the writing of a checkpoint
+        for _, process in running.values():
+            try:
+                process.wait(max(0.0, deadline - time.time()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        print("interrupted; the same command again continues", file=sys.stderr)
+        return 128 + signals[0]
+    before = len(done & {job.name for job in jobs} - started - locked)
+    return report(jobs, {}, f", {before} of them before")
+
+
+def report(jobs: list[Job], queue: set[str], note: str = "") -> int:
+    """Print how many jobs are finished and what the others are; the exit code."""
+    states = {job.name: job.state(queue) for job in jobs}
+    others = {name: state for name, state in states.items() if state != "finished"}
+    failed = sum(state.startswith("failed") for state in others.values())
+    print(f"{len(jobs) - len(others)} jobs finished{note}; {failed} failed; {len(others) - failed} others not finished")
+    for name, state in others.items():
+        print(f"  {name}: {state}")
+    return 1 if others else 0
+
+
+def in_queue(jobs: list[Job]) -> set[str]:
+    """ARRAY_TASK of the user's SLURM jobs that wait or run; not asked for if none of the jobs was ever submitted."""
+    if not any(job.read("slurm.txt") for job in jobs):
+        return set()
+    return set(slurm("squeue", "--me", "-h", "-r", "-o", "%F_%K").split())
+
+
+def slurm(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        fail(f"{words[0]}: {getattr(error, 'stderr', None) or error}".strip())
+
+
+def submit(jobs: list[Job], at_once: str) -> int:
+    """Submit what is neither finished nor in the queue; the exit code."""
+    queue, logs = in_queue(jobs), RUNS / "slurm"
+    logs.mkdir(parents=True, exist_ok=True)
+    level, arrays = {}, {}  # of a job: its level, and the SLURM job that it is in
+    for job in jobs:
+        level[job.name] = 1 + max((level[need] for need in job.needs), default=-1)
+        if (place := job.read("slurm.txt")) in queue:
+            arrays[job.name] = place.partition("_")[0]
+    todo = [job for job in jobs if job.name not in arrays and not finished(job.name) and not job.conflict()]
+    for depth in sorted({level[job.name] for job in todo}):
+        in_level = [job for job in todo if level[job.name] == depth]
+        for part in (in_level[i : i + MAX_ARRAY] for i in range(0, len(in_level), MAX_ARRAY)):
+            listing = logs / f"{time.time_ns()}.txt"
+            listing.write_text("".join(f"{job.name} {shlex.join(job.words)}\n" for job in part))
+            task = shlex.join([sys.executable, str(Path(__file__).resolve()), "--task", str(listing)])
+            words = ["sbatch", "--parsable", f"--array=0-{len(part) - 1}{at_once and '%' + at_once}"]
+            words += [f"--job-name={part[0].name.split('/')[0]}", f"--output={logs}/%A_%a.txt", "--open-mode=append"]
+            if before := sorted({arrays[need] for job in part for need in job.needs if need in arrays}):
+                words.append(f"--dependency=afterany:{':'.join(before)}")
+            words.append(f"--wrap=RUNS_DIR={shlex.quote(str(RUNS))} exec {task}")
+            number = slurm(*words).strip().partition(";")[0]
+            print(f"submitted {number}: {len(part)} jobs, {part[0].name} to {part[-1].name}", flush=True)
+            for index, job in enumerate(part):
+                arrays[job.name] = number
+                job.folder.mkdir(parents=True, exist_ok=True)
+                (job.folder / "slurm.txt").write_text(f"{number}_{index}\n")
+    print("the queue: squeue --me; what is finished and what failed: CHECK=1 in place of SLURM=1")
+    conflicts = [f"  {job.name}: {conflict}" for job in jobs if (conflict := job.conflict())]
+    print(*conflicts, sep="\n", end="\n" if conflicts else "")
+    return 1 if conflicts else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", metavar="FILE", type=Path, help="for SLURM: run the array task's line of this file")
+    if listing := parser.parse_args().task:
+        name, *words = shlex.split(listing.read_text().splitlines()[int(os.environ["SLURM_ARRAY_TASK_ID"])])
+        return run([Job(name, tuple(words))], slots=1)
+    at_once = os.environ.get("JOBS", "")
+    if at_once and not (at_once.isdecimal() and int(at_once)):
+        fail(f"JOBS must be a number above 0, it is {at_once}")
+    jobs = read_jobs(sys.stdin.read().splitlines(), shlex.split(os.environ.get("EXTRA", "")))
+    if os.environ.get("DRY"):
+        for job in jobs:
+            words = (word if "*" in word else shlex.quote(word) for word in job.command())  # the shell expands *
+            print(f"# finished: {job.name}" if finished(job.name) else " ".join(words))
+        return 0
+    if os.environ.get("CHECK"):
+        return report(jobs, in_queue(jobs))
+    if os.environ.get("SLURM"):
+        return submit(jobs, at_once)
+    return run(jobs, int(at_once or 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

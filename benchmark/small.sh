@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# SAQ against its continuous counterparts at a budget of minutes a run: four algorithms with and without quantization, on
+# this repository's demo dataset and on those of the others whose files lie in $DATASETS_DIR.
+#
+#   bash benchmark/small.sh                                    # the demo
+#   JOBS=2 DATASETS_DIR=~/datasets bash benchmark/small.sh     # hopper, door and Lift with 20 and 200 demonstrations, too
+#
+# Both sides get the same data, rewards, batches, widths and gradient steps: of policy and Q together where SAQ trains one
+# after the other (IQL), in phases of the same name elsewhere. The VQ-VAE's steps come on top of SAQ's; CQL's cost more
+# by far (report.py prints seconds). Arguments are the files' defaults on every dataset, but: CQL samples 4 actions where
+# CORL samples 10, which would double its time, and IQL has two settings on both sides, of which the report takes the
+# better on average.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+datasets() { # one line each: name, steps of the VQ-VAE, of policies, of Q, and flags
+    local folder=${DATASETS_DIR:-}
+    local hopper=$folder/hopper-medium-expert-sb3-v0.hdf5 lift=$folder/lift_scripted_low_dim.hdf5
+    [ ! -f "$hopper" ] || echo "hopper 15000 15000 10000 --env-id hopper-medium-expert-v2 --dataset-path $hopper"
+    [ ! -f "$lift" ] || echo "lift-20 3000 3000 3000 --dataset-path $lift --dataset-filter valid"
+    [ ! -f "$folder/door-human-v0.hdf5" ] ||
+        echo "door 10000 5000 5000 --env-id door-human-v0 --dataset-path $folder/door-human-v0.hdf5"
+    [ ! -f "$lift" ] || echo "lift-200 3000 3000 3000 --dataset-path $lift"
+    echo "demo 5000 5000 5000"
+}
+
+for setting in 1 2; do
+    for seed in ${SEEDS:-1 2 3}; do
+        datasets | while read -r name vqvae bc total flags; do
+            flags="--seed $seed --hidden-dim 256 --eval-every 5000 $flags"
+            codes="--vqvae-path {small/$name/saq_bc/$seed}/vqvae.pt"
+            job() { # job FOLDER SCRIPT FLAGS...
+                local folder=small/$name/$1/$seed script=$2
+                shift 2
+                echo "$folder python $script $flags $*"
+            }
+            if [ $setting = 1 ]; then
+                job saq_bc saq_bc.py --vqvae-steps "$vqvae" --total-steps "$bc"
+                job bc benchmark/baselines/bc.py --total-steps "$bc"
+                job saq_iql,temperature=10 saq_iql.py "$codes" --bc-steps "$bc" --total-steps "$total" --temperature 10
+                job iql,beta=3 benchmark/baselines/iql.py --total-steps $((bc + total)) --beta 3
+                job saq_cql saq_cql.py "$codes" --total-steps "$total"
+                job cql benchmark/baselines/cql.py --total-steps "$total" --n-actions 4
+                job saq_brac saq_brac.py "$codes" --bc-steps "$bc" --total-steps "$total"
+                job brac benchmark/baselines/brac.py --bc-steps "$bc" --total-steps "$total"
+            else
+                job saq_iql,temperature=3 saq_iql.py "$codes" --bc-steps "$bc" --total-steps "$total" --temperature 3
+                job iql,beta=1 benchmark/baselines/iql.py --total-steps $((bc + total)) --beta 1
+            fi
+        done
+    done
+done | python benchmark/launch.py

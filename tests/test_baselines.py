@@ -1,0 +1,361 @@
+"""The continuous baselines: losses against brute force, a known MDP, and the scripts as a user runs them."""
+
+import ast
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import GAMMA, ROOT
+from scipy import integrate, stats
+from test_script import same
+from test_shared import field, named
+
+BASELINES = ("bc", "iql", "cql", "brac")
+FOLDER = ROOT / "benchmark" / "baselines"
+sys.path.insert(0, str(FOLDER))
+
+from bc import GaussianPolicy, bc_loss  # noqa: E402  (the baselines are scripts, not a package)
+from brac import behavior_loss, brac_loss  # noqa: E402
+from cql import TanhGaussianPolicy, TwinQ, cql_loss  # noqa: E402
+from iql import iql_loss, mlp  # noqa: E402
+
+from vqvae import Standardize  # noqa: E402
+
+SPACE = gym.spaces.Box(np.float32([-1.0, -2.0]), np.float32([1.0, 3.0]))
+STANDARDIZE = Standardize(torch.tensor([1.0, 0.0, -1.0, 0.0]), torch.tensor([1.0, 2.0, 1.0, 0.5]))
+
+
+def named_of(path):
+    source = path.read_text()
+    return named(ast.parse(source), source)
+
+
+def fields(arguments):
+    return {node.target.id for node in ast.parse(arguments).body[0].body if isinstance(node, ast.AnnAssign)}
+
+
+def batch(rows=32):
+    low, high = torch.as_tensor(SPACE.low), torch.as_tensor(SPACE.high)
+    return {
+        "observations": torch.randn(rows, 4),
+        "actions": (low + (high - low) * (0.01 + 0.98 * torch.rand(rows, 2))),
+        "rewards": torch.randn(rows),
+        "next_observations": torch.randn(rows, 4),
+        "terminals": (torch.rand(rows) < 0.3).float(),
+    }
+
+
+def double_q(hidden=16):
+    return [TwinQ(STANDARDIZE, 2, hidden, True) for _ in range(2)]
+
+
+def test_twin_q_standardizes_observations_and_not_actions():
+    q, _ = double_q()
+    data = batch()
+    inputs = torch.cat([STANDARDIZE(data["observations"]), data["actions"]], 1)
+    values = q(data["observations"], data["actions"])
+    assert values.shape == (2, 32)
+    for member, value in zip(q.members, values):
+        torch.testing.assert_close(member[1:](inputs).squeeze(1), value)
+
+
+def test_bc_loss_is_the_gaussian_likelihood():
+    policy, data = GaussianPolicy(STANDARDIZE, SPACE, 16), batch()
+    policy.log_std.data = torch.tensor([0.3, -9.0])  # the second is held at -5
+    mean, std = (x.detach().numpy() for x in policy(data["observations"]))
+    assert std[1] == pytest.approx(np.exp(-5.0))
+    expected = -stats.norm(mean, std).logpdf(data["actions"].numpy()).sum(1).mean()
+    assert bc_loss(policy, data["observations"], data["actions"])["loss"].item() == pytest.approx(expected, rel=1e-4)
+    assert ((mean > SPACE.low) & (mean < SPACE.high)).all()
+
+
+@pytest.mark.parametrize("policy_class", [GaussianPolicy, TanhGaussianPolicy])
+def test_policies_sample_their_distribution(policy_class):
+    policy = policy_class(STANDARDIZE, SPACE, 16)
+    observations = torch.randn(1, 4).expand(20_000, 4)
+    generator = torch.Generator().manual_seed(0)
+    samples = policy.act(observations, False, generator)
+    greedy = policy.act(observations, True, generator)
+    assert (greedy == greedy[0]).all()
+    distribution = policy(observations[:1])
+    if policy_class is TanhGaussianPolicy:
+        samples, greedy = (((a - policy.center) / policy.half_range).atanh() for a in (samples, greedy))
+        distribution = distribution.mean, distribution.stddev
+    torch.testing.assert_close(greedy[:1], distribution[0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(samples.mean(0), distribution[0][0], atol=0.05, rtol=0)
+    torch.testing.assert_close(samples.std(0), distribution[1].expand(1, 2)[0], atol=0.05, rtol=0)
+
+
+def test_tanh_gaussian_density_integrates_to_one():
+    policy = TanhGaussianPolicy(STANDARDIZE, SPACE, 16)
+    normal = policy(torch.randn(1, 4))
+
+    def density(*action):
+        u = ((torch.tensor(action) - policy.center) / policy.half_range).double().atanh()
+        return policy.log_prob(normal, u.float()[None]).exp().item()
+
+    total, _ = integrate.dblquad(lambda y, x: density(x, y), -0.9999, 0.9999, -1.9999, 2.9999, epsabs=1e-3)
+    assert total == pytest.approx(1.0, abs=0.01)
+
+
+def test_behavior_loss_is_the_likelihood_of_actions():
+    policy, data = TanhGaussianPolicy(STANDARDIZE, SPACE, 16), batch()
+    normal = policy(data["observations"])
+    transforms = [
+        torch.distributions.TanhTransform(),
+        torch.distributions.AffineTransform(policy.center, policy.half_range),
+    ]
+    reference = torch.distributions.TransformedDistribution(normal, transforms).log_prob(data["actions"]).sum(1)
+    loss = behavior_loss(policy, data["observations"], data["actions"])["loss"]
+    torch.testing.assert_close(loss, -reference.mean(), atol=1e-3, rtol=1e-3)
+
+
+def test_iql_loss_is_the_equations():
+    (q, q_target), v, actor = double_q(), mlp(STANDARDIZE, 1, 16), GaussianPolicy(STANDARDIZE, SPACE, 16)
+    data, beta = batch(), 40.0  # so that some weights meet their limit
+    metrics = iql_loss(q, q_target, v, actor, **data, gamma=0.9, expectile=0.7, beta=beta)
+    v_loss, q_loss, actor_loss, limited = [], [], [], 0
+    for i in range(32):
+        row = {key: value[i : i + 1] for key, value in data.items()}
+        here, action = row["observations"], row["actions"]
+        u = min(q_target(here, action)[:, 0].tolist()) - v(here).item()
+        v_loss.append(abs(0.7 - (u < 0)) * u**2)
+        y = row["rewards"].item() + 0.9 * (1 - row["terminals"].item()) * v(row["next_observations"]).item()
+        q_loss.append(sum((value - y) ** 2 for value in q(here, action)[:, 0].tolist()))
+        limited += np.exp(beta * u) > 100
+        actor_loss.append(-min(np.exp(beta * u), 100.0) * actor.log_prob(here, action).item())
+    assert 0 < limited < 32
+    assert metrics["v_loss"].item() == pytest.approx(np.mean(v_loss), rel=1e-4)
+    assert metrics["q_loss"].item() == pytest.approx(np.mean(q_loss), rel=1e-4)
+    assert metrics["actor_loss"].item() == pytest.approx(np.mean(actor_loss), rel=1e-3)
+    total = np.mean(v_loss) + np.mean(q_loss) + np.mean(actor_loss)
+    assert metrics["loss"].item() == pytest.approx(total, rel=1e-3)
+
+
+def cql_inputs(n=3, **changes):
+    q, q_target = double_q()
+    inputs = {"q": q, "q_target": q_target, "actor": TanhGaussianPolicy(STANDARDIZE, SPACE, 16), **batch()}
+    inputs |= {"log_entropy_weight": torch.tensor(0.3, requires_grad=True), "gamma": 0.9, "alpha": 2.0}
+    inputs |= {"uniform": 2 * torch.rand(n, 32, 2) - 1, "noise": torch.randn(1 + n, 2, 32, 2)}
+    return inputs | changes
+
+
+def test_cql_loss_is_the_equations():
+    inputs = cql_inputs()
+    q, q_target, actor = inputs["q"], inputs["q_target"], inputs["actor"]
+    metrics = cql_loss(**inputs)
+    td_loss, conservative, actor_loss, log_probs = [], [], [], []
+    for i in range(32):
+        here, there = inputs["observations"][i : i + 1], inputs["next_observations"][i : i + 1]
+        normals = actor(here), actor(there)
+
+        def drawn(j, state, normals=normals, i=i):
+            u = normals[state].mean + normals[state].stddev * inputs["noise"][j, state, i]
+            return actor.squash(u), actor.log_prob(normals[state], u)
+
+        y = q_target(there, drawn(0, 1)[0]).min() * 0.9 * (1 - inputs["terminals"][i]) + inputs["rewards"][i]
+        taken = q(here, inputs["actions"][i : i + 1])[:, 0]
+        td_loss.append((taken - y).square().sum().item())
+        terms = []
+        for j in range(3):
+            action = torch.as_tensor(SPACE.low) + (1 + inputs["uniform"][j, i]) / 2 * torch.tensor([2.0, 5.0])
+            terms.append(q(here, action[None])[:, 0].exp() * 10.0)  # the space's volume is 2 x 5
+            for state in (0, 1):
+                action, log_prob = drawn(1 + j, state)
+                terms.append((q(here, action)[:, 0] - log_prob).exp())
+        conservative.append((torch.stack(terms).mean(0).log() - taken).sum().item())
+        action, log_prob = drawn(0, 0)
+        log_probs.append(log_prob.item())
+        actor_loss.append((np.exp(0.3) * log_prob - q(here, action).min()).item())
+    assert metrics["td_loss"].item() == pytest.approx(np.mean(td_loss), rel=1e-4)
+    assert metrics["cql_loss"].item() == pytest.approx(np.mean(conservative), rel=1e-3)
+    assert metrics["actor_loss"].item() == pytest.approx(np.mean(actor_loss), rel=1e-3)
+    assert metrics["entropy"].item() == pytest.approx(-np.mean(log_probs), rel=1e-3)
+    total = np.mean(td_loss) + 2 * np.mean(conservative) + np.mean(actor_loss)
+    total += np.exp(0.3) * (-np.mean(log_probs) + 2)  # grows eta where the entropy is below -2
+    assert metrics["loss"].item() == pytest.approx(total, rel=1e-3)
+
+
+def test_the_sampled_log_integral_converges_to_the_integral():
+    inputs = cql_inputs(n=4000)
+    inputs |= {k: inputs[k][:2] for k in ("observations", "actions", "rewards", "next_observations", "terminals")}
+    inputs |= {"uniform": inputs["uniform"][:, :2], "noise": inputs["noise"][:, :, :2]}
+    q = inputs["q"]
+    for member in q.members:
+        member[-1].weight.data *= 10.0  # values that differ
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 401), torch.linspace(-2, 3, 401), indexing="ij")
+    grid = torch.stack([x.flatten(), y.flatten()], 1)
+    expected = 0.0
+    for i in range(2):
+        here = inputs["observations"][i : i + 1]
+        values = q(here.expand(len(grid), -1), grid).detach()
+        log_integral = values.exp().mean(1).log() + np.log(10.0)
+        expected += (log_integral - q(here, inputs["actions"][i : i + 1])[:, 0].detach()).sum().item() / 2
+    assert cql_loss(**inputs)["cql_loss"].item() == pytest.approx(expected, abs=0.03)
+
+
+def test_brac_loss_is_the_equations():
+    (q, q_target), alpha = double_q(), 0.7
+    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16) for _ in range(2))
+    data, noise = batch(), torch.randn(2, 32, 2)
+    metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, gamma=0.9, alpha=alpha)
+
+    def kl(observations):
+        (m, s), (mb, sb) = ((n.mean, n.stddev) for n in (actor(observations), behavior(observations)))
+        return ((sb / s).log() + (s**2 + (m - mb) ** 2) / (2 * sb**2) - 0.5).sum(1)
+
+    here, there = data["observations"], data["next_observations"]
+    squashed = [actor.squash(actor(s).mean + actor(s).stddev * e) for s, e in zip((here, there), noise)]
+    values = q_target(there, squashed[1]).amin(0) - alpha * kl(there)
+    y = data["rewards"] + 0.9 * (1 - data["terminals"]) * values
+    q_loss = sum(((value - y) ** 2).mean() for value in q(here, data["actions"]))
+    actor_loss = (alpha * kl(here) - q(here, squashed[0]).amin(0)).mean()
+    torch.testing.assert_close(metrics["q_loss"], q_loss.detach())
+    torch.testing.assert_close(metrics["actor_loss"], actor_loss.detach())
+    torch.testing.assert_close(metrics["loss"], q_loss + actor_loss)
+    torch.testing.assert_close(metrics["kl"], kl(here).mean().detach())
+
+
+def test_the_kl_of_the_gaussians_is_that_of_the_actions():
+    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16) for _ in range(2))
+    observations = torch.randn(1, 4)
+    p, q = actor(observations), behavior(observations)
+    u = p.sample((200_000,))
+    sampled = (actor.log_prob(p, u) - behavior.log_prob(q, u)).mean()
+    torch.testing.assert_close(torch.distributions.kl_divergence(p, q).sum(), sampled, atol=0.01, rtol=0.02)
+
+
+@pytest.mark.parametrize("algorithm", ["iql", "cql", "brac"])
+def test_no_gradient_of_the_policys_loss_reaches_q(algorithm):
+    """Q at its targets (gamma 0, rewards equal to Q) learns nothing by itself: a gradient would be the policy's."""
+    data, (q, q_target) = batch(), double_q()
+    q.members[1].load_state_dict(q.members[0].state_dict())
+    data["rewards"] = q(data["observations"], data["actions"])[0].detach()
+    if algorithm == "iql":
+        actor, v = GaussianPolicy(STANDARDIZE, SPACE, 16), mlp(STANDARDIZE, 1, 16)
+        metrics = iql_loss(q, q_target, v, actor, **data, gamma=0.0, expectile=0.7, beta=1.0)
+    elif algorithm == "cql":
+        inputs = cql_inputs() | data | {"q": q, "q_target": q_target, "gamma": 0.0, "alpha": 0.0}
+        actor, metrics = inputs["actor"], cql_loss(**inputs)
+    else:
+        actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16) for _ in range(2))
+        noise = torch.randn(2, 32, 2)
+        metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, gamma=0.0, alpha=1.0)
+        assert all(p.grad is None for p in behavior.parameters())
+    metrics["loss"].backward()
+    assert all(p.grad is None for p in q_target.parameters())
+    assert all(p.grad.abs().max() < 1e-6 for p in q.parameters())
+    assert any(p.grad.abs().max() > 1e-4 for p in actor.parameters())
+
+
+def test_cqls_regularizer_does_not_move_the_policy():
+    inputs, gradients = cql_inputs(), []
+    for alpha in (0.0, 2.0):
+        inputs["actor"].zero_grad()
+        cql_loss(**inputs | {"alpha": alpha})["loss"].backward()
+        gradients.append([p.grad.clone() for p in inputs["actor"].parameters()])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("algorithm", ["iql", "cql", "brac"])
+def test_baselines_find_the_way_out_of_a_known_mdp(corridor, algorithm):
+    space, standardize = gym.spaces.Box(-1.0, 1.0, (1,)), Standardize(torch.zeros(4), torch.ones(4))
+    q, q_target = (TwinQ(standardize, 1, 64, False) for _ in range(2))
+    q_target.load_state_dict(q.state_dict())
+    make_actor = GaussianPolicy if algorithm == "iql" else TanhGaussianPolicy
+    actor, behavior = (make_actor(standardize, space, 64) for _ in range(2))
+    v, log_entropy_weight = mlp(standardize, 1, 64), torch.zeros((), requires_grad=True)
+    parameters = [*q.parameters(), *v.parameters(), *actor.parameters(), *behavior.parameters(), log_entropy_weight]
+    optimizer, scale = torch.optim.Adam(parameters, lr=1e-3), 20.0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2500):
+        rows = torch.randint(len(corridor.codes), (256,), generator=generator)
+        keys = ("observations", "actions", "rewards", "next_observations", "terminals")
+        data = {key: getattr(corridor, key)[rows] for key in keys}
+        data["rewards"] = scale * data["rewards"]
+        rl = {**data, "q": q, "q_target": q_target, "actor": actor, "gamma": GAMMA}
+        if algorithm == "iql":
+            loss = iql_loss(**rl, v=v, expectile=0.9, beta=1.0)["loss"]
+        elif algorithm == "cql":
+            uniform, noise = 2 * torch.rand(4, 256, 1) - 1, torch.randn(5, 2, 256, 1)
+            rl |= {"log_entropy_weight": log_entropy_weight, "uniform": uniform, "noise": noise}
+            loss = cql_loss(**rl, alpha=0.1)["loss"]
+        else:
+            loss = brac_loss(**rl, behavior=behavior, noise=torch.randn(2, 256, 1), alpha=1.0)["loss"]
+            loss = loss + behavior_loss(behavior, data["observations"], data["actions"])["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for target, online in zip(q_target.parameters(), q.parameters()):
+                target.lerp_(online, 0.02)
+    states = torch.eye(4)
+    actions = actor.act(states, True, None).squeeze(1).detach().numpy()
+    assert (np.abs(actions - corridor.best) < 0.4).all(), actions
+    values = q(states, torch.from_numpy(corridor.best)[:, None]).amin(0).detach() / scale
+    assert (values.numpy() > corridor.random_values + 0.05).all()
+    np.testing.assert_allclose(values, corridor.optimal_values, atol=0.25)
+
+
+def run(algorithm, *flags, code=0):
+    command = [sys.executable, FOLDER / f"{algorithm}.py", "--device=cpu", *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize("algorithm", BASELINES)
+def test_a_run_has_the_outputs_of_every_algorithm_and_resumes_to_the_same_bits(tmp_path, algorithm):
+    small = ["--total-steps=40", "--hidden-dim=16", "--eval-every=20", "--eval-episodes=2", "--final-eval-episodes=3"]
+    small += {"brac": ["--bc-steps=20"], "cql": ["--n-actions=2"]}.get(algorithm, [])
+    done = run(algorithm, *small, "--checkpoint-every=10", f"--runs-dir={tmp_path / 'a'}")
+    (folder,) = (tmp_path / "a").iterdir()
+    assert folder.name.startswith(f"fetch-pick-and-place-demo-v0__{algorithm}__1__") and done.stderr == ""
+    result = json.loads((folder / "result.json").read_text())
+    assert result["algorithm"] == algorithm and result["scores"]["greedy"] == result["normalized_scores"]
+    assert result["scores"].keys() == {"sampled", "greedy"}
+    assert np.load(folder / "eval.npz")["step"].tolist() == [20, 20, 40, 40, 40]
+
+    short = [flag for flag in small if "total" not in flag] + ["--total-steps=30"]
+    run(algorithm, *short, "--checkpoint-every=10", f"--runs-dir={tmp_path / 'b'}")
+    (resumed,) = (tmp_path / "b").iterdir()
+    # 30 of 40 steps done: without the evaluation that ended the shorter run, which the longer one does not have
+    checkpoint = torch.load(resumed / "checkpoint.pt", weights_only=True)
+    assert len(checkpoint["evaluations"]) == 1
+    (resumed / "result.json").unlink()
+    run(algorithm, "--resume", resumed, "--total-steps=40")
+    shutil.copy(resumed / "model.pt", resumed / "vqvae.pt")  # `same` looks for one
+    shutil.copy(folder / "model.pt", folder / "vqvae.pt")
+    same(folder, resumed)
+
+
+def test_bad_input_is_one_line():
+    for flags, words in (
+        (["--total-steps=0"], "--total-steps must be above 0"),
+        (["--env-id=hoper"], "unknown --env-id"),
+    ):
+        done = run("cql", *flags, code=2)
+        assert words in done.stderr and len(done.stderr.splitlines()) == 1
+    done = run("cql", "--n-actions=0", code=2)
+    assert "--n-actions must be above 0" in done.stderr
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(BASELINES, 2)), ids=" and ".join)
+def test_what_baselines_repeat_is_identical(pair):
+    a, b = (named_of(FOLDER / f"{name}.py") for name in pair)
+    assert not [name for name in a.keys() & b.keys() if name != "Args" and a[name] != b[name]]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_arguments_mean_what_they_mean_in_the_discrete_counterpart(name):
+    ours, theirs = ((named_of(path))["Args"] for path in (FOLDER / f"{name}.py", ROOT / f"saq_{name}.py"))
+    own = {"total_steps", "alpha", "greedy", "expectile", "weight_decay", "adam_b1", "eval_every", "bc_steps"}
+    for argument in fields(ours) & fields(theirs) - own:
+        assert field(ours, argument) == field(theirs, argument), argument
