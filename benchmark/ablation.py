@@ -1,0 +1,176 @@
+"""Table and figure of what the quantizer is worth, from the runs of ablation.sh.
+
+    python benchmark/ablation.py runs/ablation --out benchmark/results/ablation
+    python benchmark/ablation.py benchmark/results/ablation --out again    # from the table it wrote itself
+
+Written to `--out`:
+
+    ablation.csv    one row a run, all that this script reads
+    ablation.md     mean over seeds (standard deviation of the seeds) per dataset, algorithm, quantizer and K
+    ablation.png    error of the quantizer and scores against K: a line through the means, a dot a seed
+"""
+
+import csv
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, NoReturn
+
+import matplotlib
+import numpy as np
+import tyro
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+@dataclass
+class Args:
+    folder: Annotated[Path, tyro.conf.Positional]
+    """folder to search for runs, or one that this script wrote"""
+    out: Path
+    """folder to write to"""
+    acting: Literal["sampled", "greedy"] = "sampled"
+    """scores to draw; the table has both"""
+
+
+class Row(NamedTuple):
+    """A run."""
+
+    dataset: str
+    algorithm: str
+    quantizer: str
+    codebook_size: int
+    seed: int
+    sampled: float  # score of each way of acting
+    greedy: float
+    error: float  # reconstruction error over the actions' variance: 1 is the best constant action's
+    codes_used: int
+    perplexity: float
+
+
+COLOURS = {"saq": "#0072B2", "action-only": "#D55E00", "uniform": "#009E73", "aquadem": "#CC79A7"}  # Okabe and Ito's
+NAMES = {"saq": "state-conditioned", "action-only": "action only", "uniform": "uniform grid", "aquadem": "Aquadem"}
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with one line on stderr and exit code 2: the input, not the program, is at fault."""
+    print("error:", message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def read_run(folder: Path) -> Row:
+    result = json.loads((folder / "result.json").read_text())
+    args = json.loads((folder / "args.json").read_text())["args"]
+    quantizer, _, algorithm = result["algorithm"].removeprefix("quantizers_").rpartition("_")
+    quality = result["vqvae"]
+    return Row(
+        dataset=Path(args["dataset_path"]).stem if args["dataset_path"] else args["env_id"],
+        algorithm=algorithm,
+        quantizer=quantizer,
+        codebook_size=args["codebook_size"],
+        seed=args["seed"],
+        **{way: round(float(np.mean(result["scores"][way])), 4) for way in ("sampled", "greedy")},
+        error=round(quality["reconstruction_error"] / quality["action_variance"], 6),
+        codes_used=quality["codes_used"],
+        perplexity=round(quality["perplexity"], 4),
+    )
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows of ablation.csv if `folder` has one, else of every finished run below it that has a quantizer."""
+    if (folder / "ablation.csv").exists():
+        with open(folder / "ablation.csv", newline="") as file:
+            types = Row.__annotations__
+            rows = [Row(**{name: types[name](text) for name, text in row.items()}) for row in csv.DictReader(file)]
+    else:
+        paths = sorted(folder.rglob("result.json"))
+        rows = [read_run(path.parent) for path in paths if "vqvae" in json.loads(path.read_text())]
+    if not rows:
+        fail(f"no finished runs with a quantizer below {folder}")
+    known, order = set(), list(COLOURS)
+    for row in rows:
+        if row.quantizer not in COLOURS:
+            fail(f"unknown quantizer {row.quantizer!r}; known are {', '.join(COLOURS)}")
+        if row[:5] in known:
+            fail(
+                f"two runs of {row.dataset}, {row.algorithm}, {row.quantizer}, K = {row.codebook_size}, seed {row.seed}"
+            )
+        known.add(row[:5])
+    return sorted(rows, key=lambda row: (*row[:2], order.index(row.quantizer), *row[3:5]))
+
+
+def group(rows: Iterable[Row], key: Callable[[Row], object]) -> dict:
+    """Rows by `key`, in the order of their first."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: one line per dataset, algorithm, quantizer and K."""
+    columns = {"sampled": ".1f", "greedy": ".1f", "error": ".4f", "codes_used": ".0f", "perplexity": ".1f"}
+    titles = ("dataset", "algorithm", "quantizer", "K", "seeds", "sampled", "greedy", "error / variance")
+    lines = [f"| {' | '.join((*titles, 'codes used', 'perplexity'))} |", "|---" * 10 + "|"]
+    for (dataset, algorithm, quantizer, codes), runs in group(rows, lambda row: row[:4]).items():
+        cells = [dataset, algorithm.upper(), NAMES[quantizer], str(codes), str(len(runs))]
+        for column, digits in columns.items():
+            values = [getattr(run, column) for run in runs]
+            spread = f" ({np.std(values, ddof=1):{digits}})" if len(runs) > 1 else ""
+            cells.append(f"{np.mean(values):{digits}}{spread}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_lines(axis: plt.Axes, rows: Iterable[Row], column: str) -> None:
+    """A line per quantizer through the means over seeds of `column` against K, and every seed's value as a dot."""
+    for quantizer, runs in group(rows, lambda row: row.quantizer).items():
+        by_size = group(runs, lambda row: row.codebook_size)
+        colour, means = COLOURS[quantizer], [np.mean([getattr(run, column) for run in g]) for g in by_size.values()]
+        axis.plot(list(by_size), means, color=colour, label=NAMES[quantizer])
+        sizes, values = zip(*((run.codebook_size, getattr(run, column)) for run in runs))
+        axis.scatter(sizes, values, s=14, color=colour, alpha=0.5, linewidths=0)
+
+
+def draw(rows: list[Row], acting: str, path: Path) -> None:
+    """A line of panels per dataset: the quantizers' error, then the score of each algorithm."""
+    datasets, algorithms = group(rows, lambda row: row.dataset), sorted({row.algorithm for row in rows})
+    size = (3.6 * (1 + len(algorithms)), 3.0 * len(datasets) + 0.3)
+    figure, axes = plt.subplots(len(datasets), 1 + len(algorithms), figsize=size, layout="constrained", squeeze=False)
+    for line, (dataset, runs) in zip(axes, datasets.items(), strict=True):
+        # what algorithms share counts once
+        quantizers = {(run.quantizer, run.codebook_size, run.seed): run for run in runs}
+        draw_lines(line[0], quantizers.values(), "error")
+        line[0].set(yscale="log", title=dataset, ylabel="error / action variance")
+        for axis, algorithm in zip(line[1:], algorithms, strict=True):
+            chosen = [run for run in runs if run.algorithm == algorithm]
+            draw_lines(axis, chosen, acting)
+            axis.set(title=algorithm.upper(), ylabel=f"score, {acting}")
+            axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+            axis.set_visible(bool(chosen))
+        sizes = sorted({run.codebook_size for run in runs})
+        for axis in line:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sizes, sizes)
+            axis.set_xlabel("codes K")
+            axis.grid(alpha=0.3)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args)
+    rows = read(args.folder)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open(args.out / "ablation.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([Row._fields, *rows])
+    (args.out / "ablation.md").write_text(table(rows))
+    draw(rows, args.acting, args.out / "ablation.png")
+    print(f"{len(rows)} runs; ablation.csv, ablation.md and ablation.png in {args.out}")
