@@ -10,11 +10,12 @@ what they print is added to log.txt there. A job is finished when its run has a 
 
 Environment:
     RUNS_DIR   folder of the jobs' folders; default runs
+    ONLY       regular expression of the jobs to run (folders); their prerequisites come along
     EXTRA      words added to every command, such as "--device cuda"
     JOBS       jobs at once, default 1; with SLURM tasks of an array at once, default no limit
     DRY=1      print the commands, run nothing
     CHECK=1    report what is finished, running and failed, run nothing
-    SLURM=1    submit one job array per level of prerequisites; sbatch reads SBATCH_PARTITION and the like itself
+    SLURM=1    submit one job array per level of prerequisites; in place of 1, sbatch's own words: "-c 2 --mem 8G"
 
 Exit code: 0 when every job is finished (SLURM: submitted), 1 when one is not, 2 for bad input, 130 for Ctrl-C.
 """
@@ -105,15 +106,15 @@ class Job(NamedTuple):
             return conflict
         if finished(self.name):
             return "finished"
-        if self.folder.exists():
-            if (descriptor := self.lock()) is None:
-                return f"running as {self.read('lock')}"
-            os.close(descriptor)
         if (place := self.read("slurm.txt")) in queue:
             return f"in the queue as {place}"
         if code := self.read("exit_code"):
             last_line = self.read("log.txt").rpartition("\n")[2]
             return f"failed with exit code {code}, {self.folder / 'log.txt'}: {last_line}"
+        if self.folder.exists():
+            if (descriptor := self.lock()) is None:
+                return f"running as {self.read('lock')}"
+            os.close(descriptor)
         if missing := [need for need in self.needs if not finished(need)]:
             return f"not started, it needs {missing[0]}"
         where = f", see {RUNS / 'slurm' / place}.txt" if place else ""
@@ -147,8 +148,8 @@ class Job(NamedTuple):
             os.close(descriptor)
 
 
-def read_jobs(lines: list[str], extra: list[str]) -> list[Job]:
-    """The jobs, prerequisites first, otherwise in the order of the lines."""
+def read_jobs(lines: list[str], extra: list[str], only: re.Pattern) -> list[Job]:
+    """The jobs that `only` matches, prerequisites first, otherwise in the order of the lines."""
     jobs: dict[str, Job] = {}
     for line in lines:
         try:
@@ -173,7 +174,8 @@ def read_jobs(lines: list[str], extra: list[str]) -> list[Job]:
         ordered.setdefault(name, jobs[name])
 
     for name in jobs:
-        add(name, ())
+        if only.search(name):
+            add(name, ())
     return list(ordered.values())
 
 
@@ -190,7 +192,7 @@ def run(jobs: list[Job], slots: int) -> int:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda number, _: signals.append(number))
     waiting, running, started, locked = {job.name: job for job in jobs}, {}, set(), set()
     done = {need for job in jobs for need in job.needs if need not in waiting and finished(need)}
@@ -260,11 +262,11 @@ def slurm(*words: str) -> str:
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        fail(f"{words[0]}: {getattr(error, 'stderr', None) or error}".strip())
+        fail(f"{words[0]}: {getattr(error, 'stderr', None) or error}".strip().replace("\n", " "))
 
 
-def submit(jobs: list[Job], at_once: str) -> int:
-    """Submit what is neither finished nor in the queue; the exit code."""
+def submit(jobs: list[Job], at_once: str, options: list[str]) -> int:
+    """Submit what is neither finished nor in the queue, with sbatch's `options`; the exit code."""
     queue, logs = in_queue(jobs), RUNS / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
     level, arrays = {}, {}  # of a job: its level, and the SLURM job that it is in
@@ -279,7 +281,7 @@ def submit(jobs: list[Job], at_once: str) -> int:
             listing = logs / f"{time.time_ns()}.txt"
             listing.write_text("".join(f"{job.name} {shlex.join(job.words)}\n" for job in part))
             task = shlex.join([sys.executable, str(Path(__file__).resolve()), "--task", str(listing)])
-            words = ["sbatch", "--parsable", f"--array=0-{len(part) - 1}{at_once and '%' + at_once}"]
+            words = ["sbatch", *options, "--parsable", f"--array=0-{len(part) - 1}{at_once and '%' + at_once}"]
             words += [f"--job-name={part[0].name.split('/')[0]}", f"--output={logs}/%A_%a.txt", "--open-mode=append"]
             if before := sorted({arrays[need] for job in part for need in job.needs if need in arrays}):
                 words.append(f"--dependency=afterany:{':'.join(before)}")
@@ -305,7 +307,11 @@ def main() -> int:
     at_once = os.environ.get("JOBS", "")
     if at_once and not (at_once.isdecimal() and int(at_once)):
         fail(f"JOBS must be a number above 0, it is {at_once}")
-    jobs = read_jobs(sys.stdin.read().splitlines(), shlex.split(os.environ.get("EXTRA", "")))
+    try:
+        extra, only = shlex.split(os.environ.get("EXTRA", "")), re.compile(os.environ.get("ONLY", ""))
+    except (ValueError, re.error) as error:
+        fail(f"EXTRA or ONLY: {error}")
+    jobs = read_jobs(sys.stdin.read().splitlines(), extra, only)
     if os.environ.get("DRY"):
         for job in jobs:
             words = (word if "*" in word else shlex.quote(word) for word in job.command())  # the shell expands *
@@ -313,8 +319,8 @@ def main() -> int:
         return 0
     if os.environ.get("CHECK"):
         return report(jobs, in_queue(jobs))
-    if os.environ.get("SLURM"):
-        return submit(jobs, at_once)
+    if options := os.environ.get("SLURM"):
+        return submit(jobs, at_once, [] if options == "1" else shlex.split(options))
     return run(jobs, int(at_once or 1))
 
 

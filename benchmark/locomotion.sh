@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The locomotion rows of the paper's table 1, every column: 12 D4RL datasets, 720 jobs with three seeds.
+#
+#     benchmark/locomotion.sh            # one job after the other; finished ones are skipped, killed ones resumed
+#     DRY=1 benchmark/locomotion.sh      # only print the commands
+#
+# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see benchmark/README.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+SEEDS=${SEEDS:-1 2 3}
+DATASETS=${DATASETS:-$(echo {halfcheetah,hopper,walker2d}-{expert,medium-expert,medium-replay,medium}-v2)}
+VQVAE_STEPS=${VQVAE_STEPS:-500000} BC_STEPS=${BC_STEPS:-2000000} STEPS=${STEPS:-1000000}
+
+list_jobs() {
+    for env in $DATASETS; do for seed in $SEEDS; do
+        at=locomotion/${env//\//_}
+        common="--env-id $env --seed $seed --total-steps $STEPS --ema-decay 0"
+
+        # SAQ-BC, SAQ-IQL, SAQ-CQL: the authors' scripts.
+        # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.
+        # Aquadem: not released, SAQ's settings.
+        for family in saq aquadem; do
+            script=saq_ALGORITHM.py
+            [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
+            flags="$common --no-standardize --restart-every 0 --weight-decay 1e-3"
+            for size in 32 64 128; do
+                echo "$at/${family}_bc,codebook-size=$size/$seed python ${script/ALGORITHM/bc} $flags" \
+                    "--codebook-size $size --vqvae-steps $VQVAE_STEPS"
+            done
+            flags+=" --value-scale 0 --no-layer-norm"
+            codes="--codebook-size 64 --vqvae-path {$at/${family}_bc,codebook-size=64/$seed}/vqvae.pt"
+            echo "$at/${family}_iql,expectile=0.7,temperature=2/$seed python ${script/ALGORITHM/iql} $flags $codes" \
+                "--bc-steps $BC_STEPS --expectile 0.7 --temperature 2"
+            for alpha in 15 20 30; do
+                echo "$at/${family}_cql,alpha=$alpha/$seed python ${script/ALGORITHM/cql} $flags $codes" \
+                    "--alpha $alpha --greedy"
+            done
+            if [ $family = saq ]; then
+                echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1"
+            fi
+        done
+
+        # Continuous. IQL: its paper's locomotion settings. CQL: the weights of its paper and of its
+        # reimplementations. BRAC: the authors' scripts, which train 5M steps of the behavior policy and 2M of the rest.
+        echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
+        flags="$common --value-scale 0 --no-layer-norm"
+        echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"
+        for alpha in 5 10; do
+            echo "$at/cql,alpha=$alpha/$seed python benchmark/baselines/cql.py $flags --alpha $alpha"
+        done
+        echo "$at/brac/$seed python benchmark/baselines/brac.py $flags --bc-steps $BC_STEPS --alpha 1"
+    done; done
+}
+
+jobs=$(list_jobs)
+exec python benchmark/launch.py <<< "$jobs"

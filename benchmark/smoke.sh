@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Does every script still run? Every algorithm with every value of its sweeps, for a few steps on one dataset a script,
+# made of random actions. Minutes on two cores. Exit code 1 if any job fails.
+#
+#     benchmark/smoke.sh           # in a temporary folder, which is kept if a job fails
+#     benchmark/smoke.sh FOLDER    # in this one; run again, only what failed is repeated
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+folder=${1:-$(mktemp -d)}
+if [ ! -d "$folder/data" ]; then
+    rm -rf "$folder/part"
+    python benchmark/smoke_data.py "$folder/part"
+    mv "$folder/part" "$folder/data"
+fi
+export D4RL_DATASET_DIR=$folder/data/d4rl MINARI_DATASETS_PATH=$folder/data/minari
+export ROBOMIMIC_DATASET_DIR=$folder/data/robomimic RUNS_DIR=$folder/runs
+export JOBS=${JOBS:-2} SEEDS=1 VQVAE_STEPS=6 BC_STEPS=6 STEPS=6
+export EXTRA="--hidden-dim 16 --batch-size 32 --final-eval-episodes 1 --device cpu"
+# every sweep of SAQ and of the continuous algorithms; of SAQ-IQL's each value instead of every combination; Aquadem
+# once each, since its commands are SAQ's
+export ONLY='/(bc|iql|cql|brac)[,/]|saq_(bc|cql|brac)'
+ONLY+='|saq_iql,(.*=32,)?expectile=0.7,temperature=0.5|saq_iql,(.*=64,)?expectile=0.8,temperature=1'
+ONLY+='|saq_iql,(.*=128,)?expectile=0.9,temperature=2|locomotion.*_iql|aquadem_cql,alpha=20'
+ONLY+='|aquadem_iql,(.*=64,)?expectile=0.8,temperature=1'
+
+status=0
+try() { # try SCRIPT DATASET
+    echo "== benchmark/$1.sh"
+    DATASETS=$2 "benchmark/$1.sh" || status=1
+}
+try locomotion halfcheetah-expert-v2
+try adroit door-human-v0
+try antmaze D4RL/antmaze/medium-diverse-v1
+try kitchen D4RL/kitchen/mixed-v2
+if [ -d "$ROBOMIMIC_DATASET_DIR/lift" ]; then
+    try robomimic lift-ph
+else
+    echo "== benchmark/robomimic.sh skipped: it needs pip install --no-deps -r requirements-robosuite.txt"
+fi
+if [ $status = 0 ]; then
+    echo "every job ran"
+    [ $# -gt 0 ] || rm -rf "$folder"
+else
+    echo "jobs failed, see above and $folder"
+fi
+exit $status

@@ -1,0 +1,341 @@
+"""benchmark/launch.py on commands that only wait and write a run's files; the commands of the benchmark's scripts."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tyro
+from conftest import ROOT
+
+import saq_bc
+import saq_brac
+import saq_cql
+import saq_iql
+
+SCRIPTS = ("locomotion", "antmaze", "adroit", "kitchen", "robomimic")
+LAUNCH = [sys.executable, str(ROOT / "benchmark" / "launch.py")]
+
+COMMAND = """
+import json, os, sys, time
+from pathlib import Path
+flags = dict(zip(sys.argv, sys.argv[1:]))
+if "--resume" in flags:
+    run = Path(flags["--resume"])
+    flags = json.loads((run / "args.json").read_text())["args"]
+else:
+    run = Path(flags["--runs-dir"]) / f"x__{time.time_ns()}"
+    run.mkdir()
+    (run / "checkpoint.pt").write_text("0")
+    (run / "args.json").write_text(json.dumps({"args": flags}))
+print("begin with", sys.argv[1:], "threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
+if "--read" in flags:
+    Path(flags["--read"]).read_text()
+for step in range(int((run / "checkpoint.pt").read_text()), int(flags.get("--steps", 0))):
+    (run / "part").write_text(str(step))
+    os.replace(run / "part", run / "checkpoint.pt")
+    time.sleep(0.05)
+if "--meet" in flags:  # two jobs at once wait for each other
+    (Path(flags["--meet"]) / run.name).touch()
+    while len(list(Path(flags["--meet"]).iterdir())) < 2:
+        time.sleep(0.05)
+if "--fail" in flags:
+    sys.exit("it did not work")
+(run / "result.json").write_text("{}")
+"""
+
+
+class Bench:
+    """Job lists for launch.py in a folder of their own; `X` in a line stands for the fake command."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.runs = folder, folder / "runs"
+        (folder / "command.py").write_text(COMMAND)
+
+    def start(self, *lines: str, **env: str) -> subprocess.Popen:
+        text = "".join(line.replace("X", f"python {self.folder}/command.py") + "\n" for line in lines)
+        (self.folder / "jobs").write_text(text)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "SLURM", "JOBS"))}
+        with open(self.folder / "jobs") as jobs, open(self.folder / "printed", "w") as printed:
+            return subprocess.Popen(
+                LAUNCH, env=clean | {"RUNS_DIR": str(self.runs)} | env, stdin=jobs, stdout=printed, stderr=printed
+            )
+
+    def run(self, *lines: str, code: int = 0, **env: str) -> str:
+        returned = self.start(*lines, **env).wait(60)
+        assert returned == code, self.printed()
+        return self.printed()
+
+    def printed(self) -> str:
+        return (self.folder / "printed").read_text()
+
+    def log(self, name: str) -> str:
+        path = self.runs / name / "log.txt"
+        return path.read_text() if path.exists() else ""
+
+    def begun(self, name: str) -> int:
+        return self.log(name).count("begin with")
+
+    def until(self, condition) -> None:
+        end = time.time() + 20
+        while not condition():
+            assert time.time() < end, self.printed()
+            time.sleep(0.02)
+
+    def process(self, name: str) -> int:
+        """Of the job's command, from its lock."""
+        self.until(lambda: self.begun(name) and "process" in (self.runs / name / "lock").read_text())
+        return int((self.runs / name / "lock").read_text().split()[1])
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+def test_runs_in_order_with_prerequisites_first_and_skips_what_is_finished(bench):
+    lines = ["a/second X --read {b/first}/result.json", "c/third X", "b/first X", "", "# d X"]
+    printed = bench.run(*lines)
+    names = re.findall(r"^(\w/\w+): finished", printed, re.M)
+    assert names == ["b/first", "a/second", "c/third"]
+    (first,) = bench.runs.glob("b/first/x__*")
+    assert (
+        f"{sys.executable} {bench.folder}/command.py --read {first}/result.json --runs-dir {bench.runs}/a/second"
+        in (printed)
+    )
+    assert "threads None" in bench.log("a/second")
+    assert "3 jobs finished, 3 of them before; 0 failed" in bench.run(*lines)
+    assert [bench.begun(name) for name in names] == [1, 1, 1]
+
+
+def test_several_at_once_share_the_cores(bench):
+    meet = bench.folder / "meet"
+    meet.mkdir()
+    bench.run(f"a X --meet {meet}", f"b X --meet {meet}", JOBS="2")
+    assert f"threads {max(1, len(os.sched_getaffinity(0)) // 2)}" in bench.log("a")
+    bench.run("c X", JOBS="2", OMP_NUM_THREADS="7")
+    assert "threads 7" in bench.log("c")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_is_resumed(bench, number):
+    lines = ["a X word --steps 30", "b X"]
+    launcher = bench.start(*lines)
+    child = bench.process("a")
+    launcher.send_signal(number)
+    assert launcher.wait(20) == 128 + number
+    assert "the same command again continues" in bench.printed()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    (run,) = bench.runs.glob("a/x__*")
+    assert f"command.py word --resume {run}\n" in bench.run(*lines, DRY="1")
+    assert "killed" in bench.run(*lines, code=1, CHECK="1")
+    bench.run(*lines)
+    assert f"begin with ['word', '--resume', '{run}']" in bench.log("a")
+    assert [path.parent for path in bench.runs.glob("a/*/result.json")] == [run]
+
+
+def test_a_job_killed_before_its_first_checkpoint_starts_afresh(bench):
+    for name in ("checkpoint.pt", "args.json"):
+        folder = bench.runs / "a" / f"x__{name}"
+        folder.mkdir(parents=True)
+        (folder / name).write_text("0")
+    bench.run("a X")
+    (run,) = bench.runs.glob("a/x__*")
+    assert (run / "result.json").exists() and "resume" not in bench.log("a")
+
+
+def test_a_failure_is_reported_and_holds_up_only_what_needs_it(bench):
+    lines = ["a X --fail 1", "b X --read {a}/result.json", "c X --read {b}/result.json", "d X"]
+    wanted = [
+        "1 jobs finished",
+        "1 failed; 2 others",
+        f"  a: failed with exit code 1, {bench.runs}/a/log.txt: it did not work",
+        "  b: not started, it needs a",
+        "  c: not started, it needs b",
+    ]
+    printed = bench.run(*lines, code=1)
+    assert all(line in printed for line in wanted), printed
+    checked = bench.run(*lines, code=1, CHECK="1")
+    assert all(line in checked for line in wanted), checked
+    bench.run(*lines, code=1)  # a is tried again
+    assert [bench.begun(name) for name in "abcd"] == [2, 0, 0, 1]
+
+
+def test_a_job_whose_launcher_was_killed_is_waited_for_not_started_twice(bench):
+    launcher = bench.start("a X --steps 40")
+    child = bench.process("a")
+    launcher.kill()
+    launcher.wait()
+    assert f"a: running as process {child}" in bench.run("a X --steps 40", code=1, CHECK="1")
+    assert f"a: waiting, it is running already, as process {child}" in bench.run("a X --steps 40")
+    assert bench.begun("a") == 1 and len(list(bench.runs.glob("a/*/result.json"))) == 1
+
+
+def test_two_launchers_share_the_jobs(bench):
+    lines = [f"{name} X --steps 5" for name in "abcd"]
+    launchers = [bench.start(*lines) for _ in range(2)]
+    assert [launcher.wait(30) for launcher in launchers] == [0, 0]
+    assert [bench.begun(name) for name in "abcd"] == [1, 1, 1, 1]
+
+
+def test_a_run_of_another_command_is_neither_resumed_nor_taken_for_finished(bench):
+    bench.run("a X --steps 1")
+    printed = bench.run("a X --steps 2", "b X --read {a}/result.json", code=1)
+    assert "is of another command; remove it" in printed and "b: not started" in printed
+    assert bench.begun("a") == 1 and bench.begun("b") == 0
+    (result,) = bench.runs.glob("a/*/result.json")
+    result.unlink()  # as if killed
+    assert "is of another command; remove it" in bench.run("a X --steps 2", code=1)
+    bench.run("c X --fail 1 --steps 1", code=1)
+    next(bench.runs.glob("c/*/checkpoint.pt")).unlink()
+    bench.run("c X")  # nothing is left of the other command's
+
+
+def test_extra_words_and_a_choice_of_jobs(bench):
+    lines = ["a X", "b X --read {a}/result.json", "c X"]
+    printed = bench.run(*lines, EXTRA="--steps 1", ONLY="^b")
+    assert "2 jobs finished" in printed and bench.begun("c") == 0
+    assert printed.count("--steps 1 --runs-dir") == 2
+
+
+def test_dry_runs_nothing(bench):
+    printed = bench.run("b X --read {a}/result.json", "a X", DRY="1")
+    command = f"{sys.executable} {bench.folder}/command.py"
+    assert printed.splitlines() == [
+        f"{command} --runs-dir {bench.runs}/a",
+        f"{command} --read {bench.runs}/a/*/result.json --runs-dir {bench.runs}/b",
+    ]
+    assert not bench.runs.exists()
+
+
+@pytest.mark.parametrize(
+    "lines, env, words",
+    [
+        (["a X --read {b}/result.json"], {}, "a needs b, which is no job"),
+        (["a X", "a X"], {}, "two jobs have the folder a"),
+        (["a X {b}", "b X {c}", "c X {a}"], {}, "jobs that need each other: a -> b -> c -> a"),
+        (["a"], {}, "no command in the line: a"),
+        (["a X 'b"], {}, "No closing quotation"),
+        (["a X"], {"JOBS": "0"}, "JOBS must be a number above 0, it is 0"),
+        (["a X"], {"ONLY": "("}, "EXTRA or ONLY"),
+        (["a X"], {"SLURM": "1", "PATH": "/nowhere"}, "sbatch"),
+    ],
+)
+def test_bad_input_is_one_line(bench, lines, env, words):
+    printed = bench.run(*lines, code=2, **env)
+    assert printed.startswith("error: ") and words in printed and printed.count("\n") == 1
+
+
+def test_slurm_gets_an_array_per_level_and_runs_its_tasks_by_the_same_rules(bench):
+    """With an sbatch that runs the tasks at once, and a squeue that shows what a file says."""
+    sbatch = """#!/usr/bin/env bash
+    number=$(($(ls "$0".* 2>/dev/null | wc -l) + 1))
+    printf '%s\\n' "$@" > "$0.$number"
+    for word in "$@"; do
+        case $word in
+            --array=*) last=${word##*-}; last=${last%%\\%*} ;;
+            --wrap=*) wrap=${word#--wrap=} ;;
+        esac
+    done
+    for SLURM_ARRAY_TASK_ID in $(seq 0 $last); do
+        export SLURM_ARRAY_TASK_ID
+        bash -c "$wrap" >> "${0%/*}/tasks" 2>&1
+    done
+    echo "$number;cluster"
+    """
+    tools = bench.folder / "bin"
+    tools.mkdir()
+    (tools / "sbatch").write_text(sbatch)
+    (tools / "squeue").write_text(f"#!/usr/bin/env bash\ncat {bench.folder}/queue\n")
+    (bench.folder / "queue").write_text("")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    env = {"SLURM": "1", "JOBS": "3", "PATH": f"{tools}:{os.environ['PATH']}", "EXTRA": "--steps 1"}
+    lines = ["a X", "b X --fail 1", "c X --read {a}/result.json", "d X --read {b}/result.json"]
+    printed = bench.run(*lines, **env)
+    assert "submitted 1: 2 jobs, a to b" in printed and "submitted 2: 2 jobs, c to d" in printed
+    first, second = ((tools / f"sbatch.{number}").read_text().splitlines() for number in (1, 2))
+    assert "--array=0-1%3" in first and not any("dependency" in word for word in first)
+    assert "--array=0-1%3" in second and "--dependency=afterany:1" in second
+    assert [bench.begun(name) for name in "abcd"] == [1, 1, 1, 0]
+    assert "--steps 1 --steps 1" not in (tools / "tasks").read_text()  # EXTRA once
+    checked = bench.run(*lines, code=1, **env | {"CHECK": "1"})
+    assert "b: failed with exit code 1" in checked and "d: not started, it needs b" in checked
+    # b is in the queue already, so that only d is submitted, behind it
+    (bench.folder / "queue").write_text("1_0\n1_1\n")
+    printed = bench.run(*lines, **env)
+    assert "submitted 3: 1 jobs, d to d" in printed
+    assert "--dependency=afterany:1" in (tools / "sbatch.3").read_text()
+    assert "b: in the queue as 1_1" in bench.run(*lines, code=1, **env | {"CHECK": "1"})
+
+
+def args_of(words: list[str]) -> tuple[type, list[str]]:
+    """The arguments' class of a command's script, and the flags."""
+    script, *flags = words[1:]
+    if script == "benchmark/baselines/aquadem.py":
+        script, flags = f"saq_{flags[0]}.py", flags[1:]
+    if script.startswith("saq_"):
+        modules = {"saq_bc.py": saq_bc, "saq_iql.py": saq_iql, "saq_cql.py": saq_cql, "saq_brac.py": saq_brac}
+        return modules[script].Args, flags
+    name = script.replace("/", "_").removesuffix(".py")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / script)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].Args, flags
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_command_of_a_script_parses(script, tmp_path):
+    path = ROOT / "benchmark" / f"{script}.sh"
+    dry = subprocess.run(
+        [path], env=os.environ | {"DRY": "1", "RUNS_DIR": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    minari = {f"D4RL/antmaze/{maze}-v1" for maze in ("medium-diverse", "medium-play", "large-diverse", "large-play")}
+    minari |= {f"D4RL/kitchen/{kind}-v2" for kind in ("mixed", "complete", "partial")}
+    commands, forms, parsed = dry.stdout.splitlines(), {}, 0
+    for command in commands:
+        form = re.sub(rf"--(env-id|seed) \S+|{tmp_path}\S+", "", command)
+        forms.setdefault(form, command)
+        env_id = re.search(r"--env-id (\S+)", command)[1]
+        assert env_id in saq_cql.TASKS or env_id in minari
+    for command in forms.values():
+        args_class, flags = args_of(command.split())
+        args = tyro.cli(args_class, args=flags)
+        assert args.total_steps == 1_000_000 and args.seed == 1
+        parsed += 1
+    assert parsed > 10 and len(commands) == len(set(commands))
+    jobs = re.search(r"(\d+) jobs with three seeds", path.read_text())[1]
+    assert len(commands) == int(jobs)
+
+
+def test_every_dataset_of_the_papers_tables_is_there(shared_datasets):
+    tables = (shared_datasets.parent / "paper").glob("table*.csv")
+    rows = {line.split(",")[0] for table in tables for line in table.read_text().splitlines()[1:]}
+    rows = {row for row in rows if "average" not in row}
+    text = "".join(
+        subprocess.run(
+            [ROOT / "benchmark" / f"{script}.sh"],
+            env=os.environ | {"DRY": "1", "SEEDS": "1", "RUNS_DIR": "/nowhere"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for script in SCRIPTS
+    )
+    ids = set(re.findall(r"--env-id (\S+)", text))
+    assert len(ids) == len(rows)
+    for row in rows:
+        name = row.replace("tool-hang", "tool_hang").removesuffix("-v0").removesuffix("-v2")
+        assert any(name in env_id.removeprefix("D4RL/").replace("/", "-") for env_id in ids), row
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmark").glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_bash(path):
+    subprocess.run(["bash", "-n", path], check=True)
