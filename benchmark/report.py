@@ -51,10 +51,10 @@ class Args:
     """folders to search for runs, and folders that this script wrote"""
     out: str
     """folder to write to"""
-    acting: Literal["asked", "sampled", "greedy"] = "asked"
-    """whose scores to show: of the way of acting that the run's command asked for, or of one way for all"""
+    acting: Literal["asked", "sampled", "greedy", "best"] = "asked"
+    """way of acting to show: what the command asked for, one for all, or each algorithm's better, as --select says"""
     select: Literal["block", "all"] = "block"
-    """datasets over which an algorithm shows one setting: a block's, or all"""
+    """datasets over which an algorithm shows one setting, and one way of acting if the better: a block's, or all"""
     resamples: int = 5000
     """bootstrap resamples of an interval"""
 
@@ -98,12 +98,10 @@ class Run:
     curve: dict[int, float]  # mean score of the evaluation after a step
 
     def show(self, acting: str) -> None:
-        """Set `score`, the mean of the way to show, and `other`, that of the other way."""
-        shown = self.asked if acting == "asked" else acting
-        self.score, self.other = (
-            mean(self.scores[shown]),
-            mean(self.scores[{"sampled": "greedy"}.get(shown, "sampled")]),
-        )
+        """Set `shown`, the way of acting to show, `score`, its mean, and `other`, that of the other way."""
+        self.shown = acting if acting in self.scores else self.asked
+        other = {"sampled": "greedy", "greedy": "sampled"}[self.shown]
+        self.score, self.other = mean(self.scores[self.shown]), mean(self.scores[other])
 
     @property
     def block(self) -> str:
@@ -264,11 +262,21 @@ def average(runs: Iterable[Run]) -> float:
     return mean(mean(run.score for run in same) for same in by(runs, lambda run: run.dataset).values())
 
 
-def choose(runs: list[Run], select: str) -> list[Setting]:
-    """Every setting of every algorithm, those to show marked, as SELECTION says."""
+def choose(runs: list[Run], select: str, acting: str) -> list[Setting]:
+    """Every setting of every algorithm, those to show marked, as SELECTION says; before that, the better way of acting.
+
+    The better way has the higher average over all the group's runs of the algorithm.
+    """
     settings = []
     groups = by(runs, lambda run: (run.block if select == "block" else "all", run.algorithm))
     for (group, algorithm), same in groups.items():
+        averages = {}
+        for way in ("sampled", "greedy") if acting == "best" else ():
+            for run in same:
+                run.show(way)
+            averages[way] = average(same)
+        for run in same:
+            run.show(max(averages, key=averages.get) if averages else acting)
         varying = set()
         for variants in by(same, lambda run: run.dataset).values():
             words = [set(run.arguments.split()) for run in variants]
@@ -547,13 +555,14 @@ def plot_summary(made: list[dict[str, Any]], path: Path) -> None:
 
 def main(args: Args) -> None:
     runs = load(args.folders, args.acting)
-    settings = choose(runs, args.select)
+    settings = choose(runs, args.select, args.acting)
     words = {id(run): setting.words for setting in settings for run in setting.runs}
     shown = sorted((run for setting in settings if setting.shown for run in setting.runs), key=lambda run: run.row)
     cells = by(shown, lambda run: (run.dataset, run.algorithm))
     made = statistics(cells, args.resamples)
-    ways = by(shown, lambda run: run.asked if args.acting == "asked" else args.acting)
+    ways = by(shown, lambda run: run.shown)
     acting = [f"{way}: {', '.join(sorted({r.algorithm for r in ways[way]}, key=order))}" for way in sorted(ways)]
+    acting += ["each algorithm's better on average"] * (args.acting == "best")
     tables, details = ("".join(part) for part in zip(*(block_tables(b, cells) for b in by(shown, lambda r: r.block))))
     text = f"""# Results
 

@@ -116,6 +116,16 @@ def test_statistics(many, tmp_path, capsys):
     assert line(other, "hopper-medium-v2")[-1].startswith(f"{mean + 1:.1f} ±")
 
 
+def test_each_algorithms_better_way_of_acting_is_that_of_the_higher_average(tmp_path):
+    for env_id, sampled, greedy in (("hopper-medium-v2", 10.0, 50.0), ("hopper-expert-v2", 40.0, 20.0)):
+        make_run(tmp_path / "a", "saq_bc", 1, [sampled], env_id, other=[greedy])
+        make_run(tmp_path / "a", "saq_cql", 1, [greedy - 40.0], env_id, other=[sampled], greedy=True)
+    _, _, tables = make_report(tmp_path / "b", tmp_path / "a", acting="best")
+    assert "greedy: SAQ-BC; sampled: SAQ-CQL; each algorithm's better on average" in tables
+    cql, bc = (cell.split()[0] for cell in line(tables, "hopper-medium-v2")[-2:])
+    assert (cql, bc) == ("10.0", "50.0")
+
+
 def test_improvement_is_that_of_rliable():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 5, (4, 3)), rng.integers(0, 5, (6, 3))  # with ties
