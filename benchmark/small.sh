@@ -10,6 +10,8 @@
 # by far (report.py prints seconds). Arguments are the files' defaults on every dataset, but: CQL samples 4 actions where
 # CORL samples 10, which would double its time, and IQL has two settings on both sides, of which the report takes the
 # better on average.
+#
+# SEEDS, VQVAE_STEPS, BC_STEPS, STEPS, JOBS, SLURM=1, ...: see benchmark/README.md. 50 jobs a seed with all datasets.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,6 +29,7 @@ datasets() { # one line each: name, steps of the VQ-VAE, of policies, of Q, and 
 for setting in 1 2; do
     for seed in ${SEEDS:-1 2 3}; do
         datasets | while read -r name vqvae bc total flags; do
+            vqvae=${VQVAE_STEPS:-$vqvae} bc=${BC_STEPS:-$bc} total=${STEPS:-$total}
             flags="--seed $seed --hidden-dim 256 --eval-every 5000 $flags"
             codes="--vqvae-path {small/$name/saq_bc/$seed}/vqvae.pt"
             job() { # job FOLDER SCRIPT FLAGS...

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does every script still run? Every algorithm with every value of its sweeps, for a few steps on one dataset a script,
-# made of random actions. Minutes on two cores. Exit code 1 if any job fails.
+# made of random actions, or the demo. Minutes on two cores. Exit code 1 if any job fails.
 #
 #     benchmark/smoke.sh           # in a temporary folder, which is kept if a job fails
 #     benchmark/smoke.sh FOLDER    # in this one; run again, only what failed is repeated
@@ -15,6 +15,7 @@ if [ ! -d "$folder/data" ]; then
 fi
 export D4RL_DATASET_DIR=$folder/data/d4rl MINARI_DATASETS_PATH=$folder/data/minari
 export ROBOMIMIC_DATASET_DIR=$folder/data/robomimic RUNS_DIR=$folder/runs
+unset DATASETS_DIR # the demo alone
 export JOBS=${JOBS:-2} SEEDS=1 VQVAE_STEPS=6 BC_STEPS=6 STEPS=6
 export EXTRA="--hidden-dim 16 --batch-size 32 --final-eval-episodes 1 --device cpu"
 # every sweep of SAQ and of the continuous algorithms; of SAQ-IQL's each value instead of every combination; Aquadem
@@ -29,6 +30,8 @@ try() { # try SCRIPT DATASET
     echo "== benchmark/$1.sh"
     DATASETS=$2 "benchmark/$1.sh" || status=1
 }
+ONLY='codebook-size=(8|256)' try ablation ""
+ONLY=. try small ""
 try locomotion halfcheetah-expert-v2
 try adroit door-human-v0
 try antmaze D4RL/antmaze/medium-diverse-v1

@@ -278,8 +278,8 @@ def test_slurm_gets_an_array_per_level_and_runs_its_tasks_by_the_same_rules(benc
 def args_of(words: list[str]) -> tuple[type, list[str]]:
     """The arguments' class of a command's script, and the flags."""
     script, *flags = words[1:]
-    if script == "benchmark/baselines/aquadem.py":
-        script, flags = f"saq_{flags[0]}.py", flags[1:]
+    if words_before := {"benchmark/baselines/aquadem.py": 1, "benchmark/quantizers.py": 2}.get(script):
+        script, flags = f"saq_{flags[words_before - 1]}.py", flags[words_before:]
     if script.startswith("saq_"):
         modules = {"saq_bc.py": saq_bc, "saq_iql.py": saq_iql, "saq_cql.py": saq_cql, "saq_brac.py": saq_brac}
         return modules[script].Args, flags
@@ -334,6 +334,23 @@ def test_every_dataset_of_the_papers_tables_is_there(shared_datasets):
     for row in rows:
         name = row.replace("tool-hang", "tool_hang").removesuffix("-v0").removesuffix("-v2")
         assert any(name in env_id.removeprefix("D4RL/").replace("/", "-") for env_id in ids), row
+
+
+def test_the_other_scripts_commands_parse_and_their_steps_can_be_set(tmp_path):
+    steps = {"VQVAE_STEPS": "7", "BC_STEPS": "8", "STEPS": "9", "DRY": "1", "RUNS_DIR": str(tmp_path), "SEEDS": "4"}
+    for data in ("hopper-medium-expert-sb3-v0", "door-human-v0", "lift_scripted_low_dim"):
+        (tmp_path / f"{data}.hdf5").touch()
+    for script, count in (("small", 50), ("ablation", 54)):
+        path = ROOT / "benchmark" / f"{script}.sh"
+        env = os.environ | steps | {"DATASETS_DIR": str(tmp_path)}
+        commands = subprocess.run([path], env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert len(set(commands)) == len(commands) == count
+        for command in commands:
+            args_class, flags = args_of(command.split())
+            args = tyro.cli(args_class, args=flags)
+            assert args.total_steps in (8, 9, 17) and args.seed == 4
+            assert getattr(args, "vqvae_path", None) or getattr(args, "vqvae_steps", 7) == 7
+            assert getattr(args, "bc_steps", 8) == 8
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmark").glob("*.sh")), ids=lambda path: path.name)
