@@ -13,17 +13,17 @@ for seed in ${SEEDS:-1 2 3}; do
     for codes in 8 16 32 64 128 256; do
         for quantizer in saq action-only uniform; do
             flags="--seed $seed --codebook-size $codes --hidden-dim 256 --final-eval-episodes 50"
-            flags+=" --total-steps ${STEPS:-5000}"
+            flags+=" --total-steps ${STEPS:-3000}"
             case $quantizer in
                 saq) name=saq bc="saq_bc.py" iql="saq_iql.py" ;;
                 *) name=quantizers_$quantizer bc="benchmark/quantizers.py $quantizer bc" iql="${bc% bc} iql" ;;
             esac
             end=,codebook-size=$codes/$seed
-            echo "ablation/demo/${name}_bc$end python $bc $flags --vqvae-steps ${VQVAE_STEPS:-5000}"
-            echo "ablation/demo/${name}_iql$end python $iql $flags --bc-steps ${BC_STEPS:-5000}" \
+            echo "ablation/demo/${name}_bc$end python $bc $flags --vqvae-steps ${VQVAE_STEPS:-3000}"
+            echo "ablation/demo/${name}_iql$end python $iql $flags --bc-steps ${BC_STEPS:-3000}" \
                 "--vqvae-path {ablation/demo/${name}_bc$end}/vqvae.pt"
             [ ! -f "$hopper" ] ||
-                echo "ablation/hopper/${name}_bc$end python $bc $flags --vqvae-steps ${VQVAE_STEPS:-5000}" \
+                echo "ablation/hopper/${name}_bc$end python $bc $flags --vqvae-steps ${VQVAE_STEPS:-3000}" \
                     "--env-id hopper-medium-expert-v2 --dataset-path $hopper"
         done
     done

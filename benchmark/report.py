@@ -509,7 +509,7 @@ def plot_curves(cells: Cells, path: Path) -> None:
             steps = sorted(set.intersection(*(set(run.curve) for run in runs)))
             scores = np.array([[run.curve[step] for step in steps] for run in runs])
             dashes = LINES.get(name.rpartition("-")[0], "-.")
-            (lines[name],) = axis.plot(steps, scores.mean(0), dashes, color=color(name), linewidth=1.8)
+            (lines[name],) = axis.plot(steps, scores.mean(0), f".{dashes}", color=color(name), linewidth=1.8)
             axis.fill_between(steps, scores.min(0), scores.max(0), color=color(name), alpha=0.1, linewidth=0)
         data = axis.axhline(runs[0].dataset_score, color="#888888", linewidth=1)
         axis.set_title(dataset, fontsize=11)
