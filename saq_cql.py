@@ -811,9 +811,8 @@ class Run:
         self.evaluations: list[dict[str, list]] = []
         self.metrics: dict[str, torch.Tensor] = {}
         self.started = time.time()
-        self.algorithm = (
-            Path(sys.argv[0]).name.replace(".py", "").replace(" ", "_")
-        )  # benchmark/quantizers.py adds words
+        # not this file's name: the baselines import this class, and benchmark/quantizers.py adds words to the script's
+        self.algorithm = Path(sys.argv[0]).name.replace(".py", "").replace(" ", "_")
         if args.resume:
             self.folder = Path(args.resume)
             self.load_checkpoint()
