@@ -2,14 +2,14 @@
 
     code        c = vqvae.encode(s, a)          looked up: computed once per row, before training
     loss        mean -log pi_b(c|s)
-    policy      a = vqvae.decode(s, k), k ~ pi_b(k|s) or its argmax, clipped to the action space
+    action      sum_k pi_b(k|s) vqvae.decode(s, k), the policy's mean, clipped to the action space
 
 A categorical policy over K codes can be of many modes, which a Gaussian over actions averages into one. It is what the
 other algorithms of this project have to beat, and the pi_b that SAQ-IQL and SAQ-BRAC hold on to.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 5.
-README.md numbers the deviations from the paper. The paper's own recipe:
---ema-decay 0 --restart-every 0 --no-standardize.
+README.md numbers the deviations from the paper, whose own recipe is --no-standardize --restart-every 0 --no-layer-norm
+--learning-rate 3e-4 --ema-decay 0 --acting sampled.
 
     python saq_bc.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_bc.py --env-id hopper-medium-v2       # D4RL
@@ -40,7 +40,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, NoReturn
+from typing import IO, Any, Literal, NamedTuple, NoReturn, get_args
 
 import gymnasium as gym
 import h5py
@@ -81,16 +81,18 @@ class Args:
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
     restart_every: int = 500
     """VQ-VAE steps between restarts of unused codes, after a k-means start; 0: neither (the paper)"""
-    learning_rate: float = 3e-4
-    """learning rate of every network"""
+    layer_norm: bool = True
+    """normalize the hidden layers of every network but the VQ-VAE (the paper: no)"""
+    learning_rate: float = 3e-3
+    """learning rate of every network (the paper: 3e-4)"""
     adam_b1: float = 0.9
     """AdamW's beta1 (the paper's published runs: 0.001)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay (the paper's published runs: 1e-4)"""
     ema_decay: float = 0.9995
     """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
-    greedy: bool = False
-    """act by the most probable code in place of sampling; both are evaluated after the last step"""
+    acting: Literal["mean", "greedy", "sampled"] = "mean"
+    """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     eval_every: int = 10_000
     """gradient steps between evaluations"""
     eval_episodes: int = 10
@@ -581,11 +583,24 @@ def act(policy: Policy, space: gym.spaces.Box, observations: np.ndarray, generat
     return np.clip(actions, space.low, space.high)
 
 
-def choose(logits: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
-    """Codes (B,) int64 from logits (B, K): the most probable, or sampled from their softmax."""
-    if greedy:
-        return logits.argmax(1)
-    return torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
+def decode_policy(
+    vqvae: VQVAE, observations: torch.Tensor, logits: torch.Tensor, acting: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Actions (B, action_dim) of the policy softmax(logits) over codes (B, K) at observations (B, observation_dim).
+
+    Args:
+        acting: `mean`, sum_k pi(k|s) decode(s, k), as continuous policies act by their mean; `greedy`, what the most
+            probable code decodes to; `sampled`, what a code drawn from the policy decodes to.
+    """
+    if acting == "greedy":
+        return vqvae.decode(observations, logits.argmax(1))
+    probabilities = torch.softmax(logits, 1)
+    if acting == "sampled":
+        return vqvae.decode(observations, torch.multinomial(probabilities, 1, generator=generator).squeeze(1))
+    count, size = logits.shape
+    codes = torch.arange(size, device=logits.device).repeat(count)
+    decoded = vqvae.decode(observations.repeat_interleave(size, 0), codes)
+    return torch.einsum("bk,bka->ba", probabilities, decoded.view(count, size, -1))
 
 
 class Evaluation(NamedTuple):
@@ -896,15 +911,17 @@ class Run:
 
         Args:
             name: the algorithm's, for the printed table.
-            policy: takes `greedy` too; the way of choosing codes that `args.greedy` did not ask for is also evaluated.
+            policy: takes `acting` too; the ways of acting that `args.acting` did not ask for are also evaluated.
             modules: what model.pt holds beside the arguments.
             facts: more entries of result.json.
         """
         args, device, training_seconds = self.args, dataset.actions.device, time.time() - self.started
         episodes = args.final_eval_episodes or (50 if self.task.env_args else 100)
         final = self.evaluate(policy, episodes, args.total_steps, device)
-        other = evaluate(self.task, partial(policy, greedy=not args.greedy), episodes, args.seed, device)
-        ways = ("greedy", "sampled") if args.greedy else ("sampled", "greedy")
+        evaluations = {args.acting: final}
+        for way in get_args(type(args).__annotations__["acting"]):
+            if way != args.acting:
+                evaluations[way] = evaluate(self.task, partial(policy, acting=way), episodes, args.seed, device)
         if args.capture_video:
             capture_video(self.task, policy, args.seed, device, self.folder / "video.gif")
         with replacing(self.folder / "model.pt") as file:
@@ -920,14 +937,14 @@ class Run:
             "total_steps": args.total_steps,
             "wall_clock_seconds": time.time() - self.started,
             "training_seconds": training_seconds,
-            "scores": {way: e.scores.tolist() for way, e in zip(ways, (final, other), strict=True)},
+            "scores": {way: evaluation.scores.tolist() for way, evaluation in evaluations.items()},
             **facts,
         }
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2).encode())
         self.writer.close()
         print(f"\n{'score, mean and standard error':<40}{'episodes':>10}")
-        scores = {"dataset": data_scores, name: final.scores, f"{name}, {ways[1]}": other.scores}
+        scores = {"dataset": data_scores} | {f"{name}, {way}": e.scores for way, e in evaluations.items()}
         for name, values in scores.items():
             error = values.std() / max(len(values) - 1, 1) ** 0.5
             print(f"{name:<25}{values.mean():7.1f} +- {error:4.1f}{len(values):>10}")
@@ -991,7 +1008,7 @@ if __name__ == "__main__":
     dataset = load_dataset(task, make_env(task), device)
 
     vqvae = make_vqvae(args, dataset, device)
-    behavior = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim).to(device)
+    behavior = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
     behavior_acting = copy.deepcopy(behavior)
     vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
     optimizer = torch.optim.AdamW(
@@ -1002,8 +1019,8 @@ if __name__ == "__main__":
     if args.compile:
         behavior_loss = torch.compile(behavior_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
-    def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        return vqvae.decode(observations, choose(behavior_acting(observations), greedy, generator))
+    def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
+        return decode_policy(vqvae, observations, behavior_acting(observations), acting, generator)
 
     # The codebook, and the code of every row, once.
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)

@@ -3,14 +3,16 @@
     code        c = vqvae.encode(s, a)          looked up: computed once per row, before Q-learning
     target      y = w r + gamma (1 - terminal) Q_target(s', argmax_k Q(s', k))
     loss        mean (Q(s, c) - y)^2 + alpha * mean (T logsumexp_k (Q(s, k) / T) - Q(s, c))
-    policy      a = vqvae.decode(s, k), k ~ softmax_k (Q(s, k) / act_temperature), clipped to the action space
+    policy      pi(k|s) = softmax_k (Q(s, k) / T)
+    action      sum_k pi(k|s) vqvae.decode(s, k), the policy's mean, clipped to the action space
 
-Over K codes the log-sum-exp is a sum of K terms; continuous CQL estimates it from sampled actions. The weight w puts
-the largest return of the dataset at `value_scale`, so that one T and one alpha fit every reward.
+Over K codes the log-sum-exp is a sum of K terms; continuous CQL estimates it from sampled actions. Over T, the
+regularizer is the cross-entropy of pi on the data's codes, so that alpha says how closely the policy imitates. The
+weight w puts the largest return of the dataset at `value_scale`, so that one T and one alpha fit every reward.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
-CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper. The paper's own recipe:
---value-scale 0 --greedy --ema-decay 0 --restart-every 0 --no-standardize --no-layer-norm.
+CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper, whose own recipe is
+--no-standardize --restart-every 0 --no-layer-norm --learning-rate 3e-4 --ema-decay 0 --value-scale 0 --acting greedy.
 
     python saq_cql.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_cql.py --env-id hopper-medium-v2       # D4RL
@@ -41,7 +43,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, NoReturn
+from typing import IO, Any, Literal, NamedTuple, NoReturn, get_args
 
 import gymnasium as gym
 import h5py
@@ -82,8 +84,10 @@ class Args:
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
     restart_every: int = 500
     """VQ-VAE steps between restarts of unused codes, after a k-means start; 0: neither (the paper)"""
-    learning_rate: float = 3e-4
-    """learning rate of every network"""
+    layer_norm: bool = True
+    """normalize the hidden layers of every network but the VQ-VAE (the paper: no)"""
+    learning_rate: float = 3e-3
+    """learning rate of every network (the paper: 3e-4)"""
     adam_b1: float = 0.9
     """AdamW's beta1 for Q (the paper's published runs: 0.001)"""
     weight_decay: float = 1e-3
@@ -93,17 +97,13 @@ class Args:
     alpha: float = 20.0
     """weight of the conservative regularizer"""
     temperature: float = 1.0
-    """T of the log-sum-exp"""
-    layer_norm: bool = True
-    """normalize the hidden layers of Q (the paper: no)"""
+    """T of the log-sum-exp and of the policy"""
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
-    act_temperature: float = 0.3
-    """temperature of the softmax over Q that codes are sampled from"""
     ema_decay: float = 0.9995
     """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
-    greedy: bool = False
-    """act by the most probable code (the paper) in place of sampling; both are evaluated after the last step"""
+    acting: Literal["mean", "greedy", "sampled"] = "mean"
+    """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     target_period: int = 200
     """gradient steps between hard copies of Q to its target network"""
     eval_every: int = 10_000
@@ -596,11 +596,24 @@ def act(policy: Policy, space: gym.spaces.Box, observations: np.ndarray, generat
     return np.clip(actions, space.low, space.high)
 
 
-def choose(logits: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
-    """Codes (B,) int64 from logits (B, K): the most probable, or sampled from their softmax."""
-    if greedy:
-        return logits.argmax(1)
-    return torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
+def decode_policy(
+    vqvae: VQVAE, observations: torch.Tensor, logits: torch.Tensor, acting: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Actions (B, action_dim) of the policy softmax(logits) over codes (B, K) at observations (B, observation_dim).
+
+    Args:
+        acting: `mean`, sum_k pi(k|s) decode(s, k), as continuous policies act by their mean; `greedy`, what the most
+            probable code decodes to; `sampled`, what a code drawn from the policy decodes to.
+    """
+    if acting == "greedy":
+        return vqvae.decode(observations, logits.argmax(1))
+    probabilities = torch.softmax(logits, 1)
+    if acting == "sampled":
+        return vqvae.decode(observations, torch.multinomial(probabilities, 1, generator=generator).squeeze(1))
+    count, size = logits.shape
+    codes = torch.arange(size, device=logits.device).repeat(count)
+    decoded = vqvae.decode(observations.repeat_interleave(size, 0), codes)
+    return torch.einsum("bk,bka->ba", probabilities, decoded.view(count, size, -1))
 
 
 class Evaluation(NamedTuple):
@@ -911,15 +924,17 @@ class Run:
 
         Args:
             name: the algorithm's, for the printed table.
-            policy: takes `greedy` too; the way of choosing codes that `args.greedy` did not ask for is also evaluated.
+            policy: takes `acting` too; the ways of acting that `args.acting` did not ask for are also evaluated.
             modules: what model.pt holds beside the arguments.
             facts: more entries of result.json.
         """
         args, device, training_seconds = self.args, dataset.actions.device, time.time() - self.started
         episodes = args.final_eval_episodes or (50 if self.task.env_args else 100)
         final = self.evaluate(policy, episodes, args.total_steps, device)
-        other = evaluate(self.task, partial(policy, greedy=not args.greedy), episodes, args.seed, device)
-        ways = ("greedy", "sampled") if args.greedy else ("sampled", "greedy")
+        evaluations = {args.acting: final}
+        for way in get_args(type(args).__annotations__["acting"]):
+            if way != args.acting:
+                evaluations[way] = evaluate(self.task, partial(policy, acting=way), episodes, args.seed, device)
         if args.capture_video:
             capture_video(self.task, policy, args.seed, device, self.folder / "video.gif")
         with replacing(self.folder / "model.pt") as file:
@@ -935,14 +950,14 @@ class Run:
             "total_steps": args.total_steps,
             "wall_clock_seconds": time.time() - self.started,
             "training_seconds": training_seconds,
-            "scores": {way: e.scores.tolist() for way, e in zip(ways, (final, other), strict=True)},
+            "scores": {way: evaluation.scores.tolist() for way, evaluation in evaluations.items()},
             **facts,
         }
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2).encode())
         self.writer.close()
         print(f"\n{'score, mean and standard error':<40}{'episodes':>10}")
-        scores = {"dataset": data_scores, name: final.scores, f"{name}, {ways[1]}": other.scores}
+        scores = {"dataset": data_scores} | {f"{name}, {way}": e.scores for way, e in evaluations.items()}
         for name, values in scores.items():
             error = values.std() / max(len(values) - 1, 1) ** 0.5
             print(f"{name:<25}{values.mean():7.1f} +- {error:4.1f}{len(values):>10}")
@@ -1039,7 +1054,7 @@ def largest_return(dataset: Dataset, gamma: float) -> float:
 
 
 if __name__ == "__main__":
-    args, task = parse_args(Args, positive=("temperature", "act_temperature"))
+    args, task = parse_args(Args, positive=("temperature",))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -1057,8 +1072,8 @@ if __name__ == "__main__":
     if args.compile:
         cql_loss = torch.compile(cql_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
-    def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        return vqvae.decode(observations, choose(q_acting(observations) / args.act_temperature, greedy, generator))
+    def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
+        return decode_policy(vqvae, observations, q_acting(observations) / args.temperature, acting, generator)
 
     # The codebook, and the code of every row, once.
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)

@@ -3,15 +3,17 @@
     code        c = vqvae.encode(s, a)          looked up: computed once per row, before Q-learning
     V           mean |expectile - 1(u < 0)| u^2,  u = Q_target(s, c) - V(s)
     Q           mean (Q(s, c) - w r - gamma (1 - terminal) V(s'))^2,  Q_target follows Q by Polyak averaging
-    policy      pi(k|s) = softmax_k (Q(s, k) / temperature + max (log pi_b(k|s), -8)),  a = vqvae.decode(s, k)
+    policy      pi(k|s) = softmax_k (Q(s, k) / temperature + log pi_b(k|s))
+    action      sum_k pi(k|s) vqvae.decode(s, k), the policy's mean, clipped to the action space
 
 Continuous IQL extracts its policy pi ~ pi_b exp((Q - V) / temperature) by weighted regression onto an actor. Over K
 codes the policy is a softmax of K terms: there is no actor, and the temperature can be chosen after training. The
 weight w puts the largest return of the dataset at `value_scale`, so that one temperature fits every reward.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
-IQL (Kostrikov et al., ICLR 2022), equations 5 to 7. README.md numbers the deviations from the paper. The paper's own
-recipe: --value-scale 0 --ema-decay 0 --restart-every 0 --no-standardize --no-layer-norm.
+IQL (Kostrikov et al., ICLR 2022), equations 5 to 7. README.md numbers the deviations from the paper, whose own recipe
+is --no-standardize --restart-every 0 --no-layer-norm --learning-rate 3e-4 --ema-decay 0 --value-scale 0 --tau 0.005
+--behavior-floor -8 --acting sampled.
 
     python saq_iql.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_iql.py --env-id hopper-medium-v2       # D4RL
@@ -42,7 +44,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, NoReturn
+from typing import IO, Any, Literal, NamedTuple, NoReturn, get_args
 
 import gymnasium as gym
 import h5py
@@ -85,8 +87,10 @@ class Args:
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
     restart_every: int = 500
     """VQ-VAE steps between restarts of unused codes, after a k-means start; 0: neither (the paper)"""
-    learning_rate: float = 3e-4
-    """learning rate of every network"""
+    layer_norm: bool = True
+    """normalize the hidden layers of every network but the VQ-VAE (the paper: no)"""
+    learning_rate: float = 3e-3
+    """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q and behavior policy"""
     gamma: float = 0.99
@@ -95,16 +99,16 @@ class Args:
     """expectile of V over the codes of the data; 0.5: their mean"""
     temperature: float = 3.0
     """temperature of the policy: low follows Q, high the behavior policy"""
-    tau: float = 0.005
-    """weight of Q in each Polyak update of its target network"""
-    layer_norm: bool = True
-    """normalize the hidden layers of Q and V (the paper: no)"""
+    behavior_floor: float | None = None
+    """raise log pi_b to this in the policy where it is lower (the paper's code: -8)"""
+    tau: float = 0.05
+    """weight of Q in each Polyak update of its target network (the paper: 0.005)"""
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: by domain (the paper)"""
     ema_decay: float = 0.9995
     """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
-    greedy: bool = False
-    """act by the most probable code in place of sampling; both are evaluated after the last step"""
+    acting: Literal["mean", "greedy", "sampled"] = "mean"
+    """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     eval_every: int = 10_000
     """gradient steps of Q between evaluations"""
     eval_episodes: int = 10
@@ -595,11 +599,24 @@ def act(policy: Policy, space: gym.spaces.Box, observations: np.ndarray, generat
     return np.clip(actions, space.low, space.high)
 
 
-def choose(logits: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
-    """Codes (B,) int64 from logits (B, K): the most probable, or sampled from their softmax."""
-    if greedy:
-        return logits.argmax(1)
-    return torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
+def decode_policy(
+    vqvae: VQVAE, observations: torch.Tensor, logits: torch.Tensor, acting: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Actions (B, action_dim) of the policy softmax(logits) over codes (B, K) at observations (B, observation_dim).
+
+    Args:
+        acting: `mean`, sum_k pi(k|s) decode(s, k), as continuous policies act by their mean; `greedy`, what the most
+            probable code decodes to; `sampled`, what a code drawn from the policy decodes to.
+    """
+    if acting == "greedy":
+        return vqvae.decode(observations, logits.argmax(1))
+    probabilities = torch.softmax(logits, 1)
+    if acting == "sampled":
+        return vqvae.decode(observations, torch.multinomial(probabilities, 1, generator=generator).squeeze(1))
+    count, size = logits.shape
+    codes = torch.arange(size, device=logits.device).repeat(count)
+    decoded = vqvae.decode(observations.repeat_interleave(size, 0), codes)
+    return torch.einsum("bk,bka->ba", probabilities, decoded.view(count, size, -1))
 
 
 class Evaluation(NamedTuple):
@@ -910,15 +927,17 @@ class Run:
 
         Args:
             name: the algorithm's, for the printed table.
-            policy: takes `greedy` too; the way of choosing codes that `args.greedy` did not ask for is also evaluated.
+            policy: takes `acting` too; the ways of acting that `args.acting` did not ask for are also evaluated.
             modules: what model.pt holds beside the arguments.
             facts: more entries of result.json.
         """
         args, device, training_seconds = self.args, dataset.actions.device, time.time() - self.started
         episodes = args.final_eval_episodes or (50 if self.task.env_args else 100)
         final = self.evaluate(policy, episodes, args.total_steps, device)
-        other = evaluate(self.task, partial(policy, greedy=not args.greedy), episodes, args.seed, device)
-        ways = ("greedy", "sampled") if args.greedy else ("sampled", "greedy")
+        evaluations = {args.acting: final}
+        for way in get_args(type(args).__annotations__["acting"]):
+            if way != args.acting:
+                evaluations[way] = evaluate(self.task, partial(policy, acting=way), episodes, args.seed, device)
         if args.capture_video:
             capture_video(self.task, policy, args.seed, device, self.folder / "video.gif")
         with replacing(self.folder / "model.pt") as file:
@@ -934,14 +953,14 @@ class Run:
             "total_steps": args.total_steps,
             "wall_clock_seconds": time.time() - self.started,
             "training_seconds": training_seconds,
-            "scores": {way: e.scores.tolist() for way, e in zip(ways, (final, other), strict=True)},
+            "scores": {way: evaluation.scores.tolist() for way, evaluation in evaluations.items()},
             **facts,
         }
         with replacing(self.folder / "result.json") as file:
             file.write(json.dumps(result, indent=2).encode())
         self.writer.close()
         print(f"\n{'score, mean and standard error':<40}{'episodes':>10}")
-        scores = {"dataset": data_scores, name: final.scores, f"{name}, {ways[1]}": other.scores}
+        scores = {"dataset": data_scores} | {f"{name}, {way}": e.scores for way, e in evaluations.items()}
         for name, values in scores.items():
             error = values.std() / max(len(values) - 1, 1) ** 0.5
             print(f"{name:<25}{values.mean():7.1f} +- {error:4.1f}{len(values):>10}")
@@ -1042,13 +1061,18 @@ def iql_loss(
     }
 
 
-def policy_logits(values: torch.Tensor, behavior_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def policy_logits(
+    values: torch.Tensor, behavior_logits: torch.Tensor, temperature: float, behavior_floor: float | None
+) -> torch.Tensor:
     """Logits (B, K) of IQL's policy from Q-values and logits of pi_b, both (B, K).
 
-    The maximizer of E_pi[Q] - temperature KL(pi || pi_b) (IQL, equation 7, without a network to fit it), except that
-    log pi_b is cut at -8 as in the released code.
+    The maximizer of E_pi[Q] - temperature KL(pi || pi_b) (IQL, equation 7, without a network to fit it). A floor of
+    log pi_b lets codes that the data never take have a say.
     """
-    return values / temperature + behavior_logits.log_softmax(1).clamp(min=-8.0)
+    log_behavior = behavior_logits.log_softmax(1)
+    if behavior_floor is not None:
+        log_behavior = log_behavior.clamp(min=behavior_floor)
+    return values / temperature + log_behavior
 
 
 def largest_return(dataset: Dataset, gamma: float) -> float:
@@ -1078,7 +1102,7 @@ if __name__ == "__main__":
     dataset = load_dataset(task, make_env(task), device)
 
     vqvae = make_vqvae(args, dataset, device)
-    behavior = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim).to(device)
+    behavior = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
     behavior_acting = copy.deepcopy(behavior)
     q = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
     v = mlp(vqvae.standardize, 1, args.hidden_dim, args.layer_norm).to(device)
@@ -1103,9 +1127,10 @@ if __name__ == "__main__":
         compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
         behavior_loss, iql_loss = compiled(behavior_loss), compiled(iql_loss)
 
-    def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        logits = policy_logits(q_acting(observations), behavior_acting(observations), args.temperature)
-        return vqvae.decode(observations, choose(logits, greedy, generator))
+    def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
+        values, behavior_logits = q_acting(observations), behavior_acting(observations)
+        logits = policy_logits(values, behavior_logits, args.temperature, args.behavior_floor)
+        return decode_policy(vqvae, observations, logits, acting, generator)
 
     # The codebook, and the code of every row, once.
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)

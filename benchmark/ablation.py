@@ -33,8 +33,8 @@ class Args:
     """folder to search for runs, or one that this script wrote"""
     out: Path
     """folder to write to"""
-    acting: Literal["sampled", "greedy"] = "sampled"
-    """scores to draw; the table has both"""
+    acting: Literal["mean", "greedy", "sampled"] = "mean"
+    """scores to draw; the table has all"""
 
 
 class Row(NamedTuple):
@@ -45,13 +45,15 @@ class Row(NamedTuple):
     quantizer: str
     codebook_size: int
     seed: int
-    sampled: float  # score of each way of acting
+    mean: float  # score of each way of acting
     greedy: float
+    sampled: float
     error: float  # reconstruction error over the actions' variance: 1 is the best constant action's
     codes_used: int
     perplexity: float
 
 
+WAYS = ("mean", "greedy", "sampled")  # of acting
 COLOURS = {"saq": "#0072B2", "action-only": "#D55E00", "uniform": "#009E73", "aquadem": "#CC79A7"}  # Okabe and Ito's
 NAMES = {"saq": "state-conditioned", "action-only": "action only", "uniform": "uniform grid", "aquadem": "Aquadem"}
 
@@ -73,7 +75,7 @@ def read_run(folder: Path) -> Row:
         quantizer=quantizer,
         codebook_size=args["codebook_size"],
         seed=args["seed"],
-        **{way: round(float(np.mean(result["scores"][way])), 4) for way in ("sampled", "greedy")},
+        **{way: round(float(np.mean(result["scores"][way])), 4) for way in WAYS},
         error=round(quality["reconstruction_error"] / quality["action_variance"], 6),
         codes_used=quality["codes_used"],
         perplexity=round(quality["perplexity"], 4),
@@ -113,9 +115,9 @@ def group(rows: Iterable[Row], key: Callable[[Row], object]) -> dict:
 
 def table(rows: list[Row]) -> str:
     """Markdown: one line per dataset, algorithm, quantizer and K."""
-    columns = {"sampled": ".1f", "greedy": ".1f", "error": ".4f", "codes_used": ".0f", "perplexity": ".1f"}
-    titles = ("dataset", "algorithm", "quantizer", "K", "seeds", "sampled", "greedy", "error / variance")
-    lines = [f"| {' | '.join((*titles, 'codes used', 'perplexity'))} |", "|---" * 10 + "|"]
+    columns = dict.fromkeys(WAYS, ".1f") | {"error": ".4f", "codes_used": ".0f", "perplexity": ".1f"}
+    titles = ("dataset", "algorithm", "quantizer", "K", "seeds", *WAYS, "error / variance", "codes used", "perplexity")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for (dataset, algorithm, quantizer, codes), runs in group(rows, lambda row: row[:4]).items():
         cells = [dataset, algorithm.upper(), NAMES[quantizer], str(codes), str(len(runs))]
         for column, digits in columns.items():

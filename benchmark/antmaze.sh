@@ -15,7 +15,8 @@ VQVAE_STEPS=${VQVAE_STEPS:-500000} BC_STEPS=${BC_STEPS:-2000000} STEPS=${STEPS:-
 list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=antmaze/${env//\//_}
-        common="--env-id $env --seed $seed --total-steps $STEPS --ema-decay 0 --eval-every 100000"
+        common="--env-id $env --seed $seed --total-steps $STEPS --eval-every 100000"
+        common+=" --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
 
         # SAQ-BC, SAQ-IQL, SAQ-CQL: not released; the sweeps of the authors' adroit (IQL) and kitchen (CQL) scripts.
         # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.
@@ -25,27 +26,28 @@ list_jobs() {
             [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
             flags="$common --no-standardize --restart-every 0 --weight-decay 1e-3"
             echo "$at/${family}_bc,codebook-size=64/$seed python ${script/ALGORITHM/bc} $flags" \
-                "--codebook-size 64 --vqvae-steps $VQVAE_STEPS"
-            flags+=" --value-scale 0 --no-layer-norm"
+                "--codebook-size 64 --vqvae-steps $VQVAE_STEPS --acting sampled"
+            flags+=" --value-scale 0"
             codes="--codebook-size 64 --vqvae-path {$at/${family}_bc,codebook-size=64/$seed}/vqvae.pt"
             for expectile in 0.7 0.8 0.9; do for temperature in 0.5 1 2; do
                 name=${family}_iql,expectile=$expectile,temperature=$temperature
                 echo "$at/$name/$seed python ${script/ALGORITHM/iql} $flags $codes --bc-steps $BC_STEPS" \
-                    "--expectile $expectile --temperature $temperature"
+                    "--expectile $expectile --temperature $temperature --tau 0.005 --behavior-floor -8 --acting sampled"
             done; done
             for alpha in 10 15 20 30; do
                 echo "$at/${family}_cql,alpha=$alpha/$seed python ${script/ALGORITHM/cql} $flags $codes" \
-                    "--alpha $alpha --greedy"
+                    "--alpha $alpha --target-period 200 --acting greedy"
             done
             if [ $family = saq ]; then
-                echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1"
+                echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1" \
+                    "--tau 0.005 --acting sampled"
             fi
         done
 
         # Continuous. IQL: its paper's antmaze settings. CQL: the weights of its paper and of its
         # reimplementations. BRAC: the authors' scripts, which train 5M steps of the behavior policy and 2M of the rest.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
-        flags="$common --value-scale 0 --no-layer-norm"
+        flags="$common --value-scale 0 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.9 --beta 10"
         for alpha in 5 10; do
             echo "$at/cql,alpha=$alpha/$seed python benchmark/baselines/cql.py $flags --alpha $alpha"

@@ -15,7 +15,8 @@ VQVAE_STEPS=${VQVAE_STEPS:-500000} BC_STEPS=${BC_STEPS:-2000000} STEPS=${STEPS:-
 list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=locomotion/${env//\//_}
-        common="--env-id $env --seed $seed --total-steps $STEPS --ema-decay 0"
+        common="--env-id $env --seed $seed --total-steps $STEPS"
+        common+=" --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
 
         # SAQ-BC, SAQ-IQL, SAQ-CQL: the authors' scripts.
         # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.
@@ -26,25 +27,27 @@ list_jobs() {
             flags="$common --no-standardize --restart-every 0 --weight-decay 1e-3"
             for size in 32 64 128; do
                 echo "$at/${family}_bc,codebook-size=$size/$seed python ${script/ALGORITHM/bc} $flags" \
-                    "--codebook-size $size --vqvae-steps $VQVAE_STEPS"
+                    "--codebook-size $size --vqvae-steps $VQVAE_STEPS --acting sampled"
             done
-            flags+=" --value-scale 0 --no-layer-norm"
+            flags+=" --value-scale 0"
             codes="--codebook-size 64 --vqvae-path {$at/${family}_bc,codebook-size=64/$seed}/vqvae.pt"
             echo "$at/${family}_iql,expectile=0.7,temperature=2/$seed python ${script/ALGORITHM/iql} $flags $codes" \
-                "--bc-steps $BC_STEPS --expectile 0.7 --temperature 2"
+                "--bc-steps $BC_STEPS --expectile 0.7 --temperature 2 --tau 0.005 --behavior-floor -8" \
+                "--acting sampled"
             for alpha in 15 20 30; do
                 echo "$at/${family}_cql,alpha=$alpha/$seed python ${script/ALGORITHM/cql} $flags $codes" \
-                    "--alpha $alpha --greedy"
+                    "--alpha $alpha --target-period 200 --acting greedy"
             done
             if [ $family = saq ]; then
-                echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1"
+                echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1" \
+                    "--tau 0.005 --acting sampled"
             fi
         done
 
         # Continuous. IQL: its paper's locomotion settings. CQL: the weights of its paper and of its
         # reimplementations. BRAC: the authors' scripts, which train 5M steps of the behavior policy and 2M of the rest.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
-        flags="$common --value-scale 0 --no-layer-norm"
+        flags="$common --value-scale 0 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"
         for alpha in 5 10; do
             echo "$at/cql,alpha=$alpha/$seed python benchmark/baselines/cql.py $flags --alpha $alpha"

@@ -51,10 +51,10 @@ class Args:
     """folders to search for runs, and folders that this script wrote"""
     out: str
     """folder to write to"""
-    acting: Literal["asked", "sampled", "greedy", "best"] = "asked"
-    """way of acting to show: what the command asked for, one for all, or each algorithm's better, as --select says"""
+    acting: Literal["asked", "mean", "greedy", "sampled", "best"] = "asked"
+    """way of acting to show: what the command asked for, one for all, or each algorithm's best, as --select says"""
     select: Literal["block", "all"] = "block"
-    """datasets over which an algorithm shows one setting, and one way of acting if the better: a block's, or all"""
+    """datasets over which an algorithm shows one setting, and one way of acting if the best: a block's, or all"""
     resamples: int = 5000
     """bootstrap resamples of an interval"""
 
@@ -70,6 +70,7 @@ with open(Path(__file__).parent / "paper.csv", newline="") as _file:
     _rows = list(csv.DictReader(_file))
 PAPER = {(row["dataset"], row["algorithm"]): float(row["score"]) for row in _rows}
 BLOCKS = {row["dataset"]: row["block"] for row in _rows}  # of the paper's datasets, in its order
+WAYS = ("mean", "greedy", "sampled")  # of acting
 DIGITS = 4  # of scores as read, so that episodes.csv.gz is small and gives the same tables as the runs
 
 
@@ -98,10 +99,9 @@ class Run:
     curve: dict[int, float]  # mean score of the evaluation after a step
 
     def show(self, acting: str) -> None:
-        """Set `shown`, the way of acting to show, `score`, its mean, and `other`, that of the other way."""
+        """Set `shown`, the way of acting to show, if the run has it, and `score`, its mean."""
         self.shown = acting if acting in self.scores else self.asked
-        other = {"sampled": "greedy", "greedy": "sampled"}[self.shown]
-        self.score, self.other = mean(self.scores[self.shown]), mean(self.scores[other])
+        self.score = mean(self.scores[self.shown])
 
     @property
     def block(self) -> str:
@@ -181,7 +181,7 @@ def read_run(folder: Path) -> Run:
         git_commit=description["git_commit"],
         env_id=result["env_id"],
         run=folder.name,
-        scores={way: [round(float(s), DIGITS) for s in result["scores"][way]] for way in ("sampled", "greedy")},
+        scores={way: [round(float(s), DIGITS) for s in scores] for way, scores in result["scores"].items()},
         curve={int(at): round(float(score[step == at].mean()), DIGITS) for at in np.unique(step)},
     )
 
@@ -195,14 +195,14 @@ def read_results(folder: Path) -> list[Run]:
             for field in fields(Run)[:-2]:
                 kind, text = {int: int, str: str}.get(field.type, float), row[field.name]
                 values[field.name] = kind(text) if text or kind is str else None
-            runs.append(Run(**values, scores={"sampled": [], "greedy": []}, curve={}))
+            runs.append(Run(**values, scores={}, curve={}))
     with gzip.open(folder / "episodes.csv.gz", "rt", newline="") as file:
         for row in csv.DictReader(file):
             run, score = runs[int(row["run"])], float(row["score"])
             if row["way"] == "evaluation":
                 run.curve[int(row["step"])] = score
             else:
-                run.scores[row["way"]].append(score)
+                run.scores.setdefault(row["way"], []).append(score)
     return runs
 
 
@@ -263,15 +263,15 @@ def average(runs: Iterable[Run]) -> float:
 
 
 def choose(runs: list[Run], select: str, acting: str) -> list[Setting]:
-    """Every setting of every algorithm, those to show marked, as SELECTION says; before that, the better way of acting.
+    """Every setting of every algorithm, those to show marked, as SELECTION says; before that, the best way of acting.
 
-    The better way has the higher average over all the group's runs of the algorithm.
+    The best way has the highest average over all the group's runs of the algorithm.
     """
     settings = []
     groups = by(runs, lambda run: (run.block if select == "block" else "all", run.algorithm))
     for (group, algorithm), same in groups.items():
         averages = {}
-        for way in ("sampled", "greedy") if acting == "best" else ():
+        for way in same[0].scores if acting == "best" else ():
             for run in same:
                 run.show(way)
             averages[way] = average(same)
@@ -369,7 +369,7 @@ def cell_facts(runs: list[Run]) -> dict[str, Any]:
         "score": mean(scores),
         "interval": interval(scores),
         "paper": PAPER.get((first.dataset, first.algorithm)),
-        "other_way": mean(run.other for run in runs),
+        **{way: mean(mean(run.scores[way]) for run in runs) if way in first.scores else None for way in WAYS},
         "dataset_score": mean(run.dataset_score for run in runs),
         "training_seconds": mean(run.training_seconds for run in runs),
         "wall_clock_seconds": mean(run.wall_clock_seconds for run in runs),
@@ -386,7 +386,7 @@ def beside(score: float, paper: float | None, half: float | None = None) -> str:
 
 
 def block_tables(block: str, cells: Cells) -> tuple[str, str]:
-    """Markdown of the block's scores; and of the other way of acting, seconds and seeds."""
+    """Markdown of the block's scores; and of all ways of acting, seconds and seeds."""
     facts = {cell: cell_facts(runs) for cell, runs in cells.items() if runs[0].block == block}
     algorithms = sorted({algorithm for _, algorithm in facts}, key=order)
     rows = [row for row in BLOCKS if BLOCKS[row] == block] or list(dict.fromkeys(dataset for dataset, _ in facts))
@@ -411,7 +411,7 @@ def block_tables(block: str, cells: Cells) -> tuple[str, str]:
         scores += "\\* Minari's version of dataset and environment; the paper's numbers are of D4RL's.\n\n"
     details = ""
     for title, text in (
-        ("the other way of acting", lambda cell: f"{cell['other_way']:.1f}"),
+        ("ways of acting", lambda cell: ", ".join(f"{way} {cell[way]:.1f}" for way in WAYS if cell[way] is not None)),
         ("seconds of training, mean", lambda cell: f"{cell['training_seconds']:.0f}"),
         ("seeds x episodes", lambda cell: f"{cell['seeds']} x {cell['episodes']}"),
     ):
@@ -481,7 +481,7 @@ def write_runs(out: Path, runs: list[Run], words: dict[int, str]) -> None:
     for number, run in enumerate(runs):
         row = {"block": run.block, "dataset": run.dataset, "algorithm": run.algorithm, "setting": words[id(run)]}
         row |= {"seed": run.seed, "score": run.score, "episodes": len(run.scores[run.asked])}
-        row |= {way: mean(scores) for way, scores in run.scores.items()}
+        row |= {way: mean(run.scores[way]) if way in run.scores else None for way in WAYS}
         rows.append(row | {field.name: getattr(run, field.name) for field in fields(Run)[:-2]})
         points = [("evaluation", step, score) for step, score in run.curve.items()]
         points += [(way, run.total_steps, score) for way, scores in run.scores.items() for score in scores]
@@ -562,7 +562,7 @@ def main(args: Args) -> None:
     made = statistics(cells, args.resamples)
     ways = by(shown, lambda run: run.shown)
     acting = [f"{way}: {', '.join(sorted({r.algorithm for r in ways[way]}, key=order))}" for way in sorted(ways)]
-    acting += ["each algorithm's better on average"] * (args.acting == "best")
+    acting += ["each algorithm's best on average"] * (args.acting == "best")
     tables, details = ("".join(part) for part in zip(*(block_tables(b, cells) for b in by(shown, lambda r: r.block))))
     text = f"""# Results
 

@@ -7,9 +7,8 @@
 #
 # Both sides get the same data, rewards, batches, widths and gradient steps: of policy and Q together where SAQ trains one
 # after the other (IQL), in phases of the same name elsewhere. The VQ-VAE's steps come on top of SAQ's; CQL's cost more
-# by far (report.py prints seconds). Arguments are the files' defaults on every dataset, with two exceptions: CQL samples
-# 4 actions where CORL samples 10, which would double its time, and SAQ-IQL's temperature is 10, which earlier runs on Lift
-# asked for.
+# by far (report.py prints seconds). Arguments are the files' defaults on every dataset, with one exception: CQL samples 4
+# actions where CORL samples 10, which would double its time.
 #
 # SEEDS, VQVAE_STEPS, BC_STEPS, STEPS, JOBS, SLURM=1, ...: see benchmark/README.md. 40 jobs a seed with all datasets.
 set -euo pipefail
@@ -18,10 +17,11 @@ cd "$(dirname "$0")/.."
 datasets() { # one line each: name, steps of the VQ-VAE, of policies, of Q, and flags
     local folder=${DATASETS_DIR:-}
     local hopper=$folder/hopper-medium-expert-sb3-v0.hdf5 lift=$folder/lift_scripted_low_dim.hdf5
-    [ ! -f "$hopper" ] || echo "hopper 15000 15000 10000 --env-id hopper-medium-expert-v2 --dataset-path $hopper"
+    [ ! -f "$hopper" ] ||
+        echo "hopper 15000 15000 10000 --env-id hopper-medium-expert-v2 --dataset-path $hopper --final-eval-episodes 50"
     [ ! -f "$lift" ] || echo "lift-20 3000 3000 3000 --dataset-path $lift --dataset-filter valid --final-eval-episodes 25"
     [ ! -f "$folder/door-human-v0.hdf5" ] ||
-        echo "door 10000 5000 5000 --env-id door-human-v0 --dataset-path $folder/door-human-v0.hdf5 --final-eval-episodes 50"
+        echo "door 3000 3000 3000 --env-id door-human-v0 --dataset-path $folder/door-human-v0.hdf5 --final-eval-episodes 50"
     [ ! -f "$lift" ] || echo "lift-200 3000 3000 3000 --dataset-path $lift --final-eval-episodes 25"
     echo "demo 5000 5000 5000"
 }
@@ -38,8 +38,8 @@ for seed in ${SEEDS:-1 2 3}; do
         }
         job saq_bc saq_bc.py --vqvae-steps "$vqvae" --total-steps "$bc"
         job bc benchmark/baselines/bc.py --total-steps "$bc"
-        job saq_iql,temperature=10 saq_iql.py "$codes" --bc-steps "$bc" --total-steps "$total" --temperature 10
-        job iql,beta=3 benchmark/baselines/iql.py --total-steps $((bc + total)) --beta 3
+        job saq_iql saq_iql.py "$codes" --bc-steps "$bc" --total-steps "$total"
+        job iql benchmark/baselines/iql.py --total-steps $((bc + total))
         job saq_cql saq_cql.py "$codes" --total-steps "$total"
         job cql benchmark/baselines/cql.py --total-steps "$total" --n-actions 4
         job saq_brac saq_brac.py "$codes" --bc-steps "$bc" --total-steps "$total"

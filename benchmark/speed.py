@@ -107,7 +107,7 @@ def main(args: Args) -> None:
     def batch(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return observations[index], table[index], rewards[index], observations[index + 1]
 
-    behavior, q, q_target, v, twin = mlp(vqvae.standardize, codes, hidden), net(), net(), net(1), Ensemble(net(), net())
+    behavior, q, q_target, v, twin = net(), net(), net(), net(1), Ensemble(net(), net())
     acting, q_acting, twin_target, twin_acting = (copy.deepcopy(model) for model in (behavior, q, twin, twin))
     losses = (behavior_loss, cql_loss, iql_loss, brac_loss)
     behavior_step, cql_step, iql_step, brac_step = map(compiled, losses)
@@ -115,13 +115,14 @@ def main(args: Args) -> None:
     latent = vqvae.config["embedding_dim"]
     encoder = [(obs + act, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, latent, "ywx")]
     decoder = [(obs + latent, hidden, "ywx"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
+    mean_action = [(obs, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
     q_layers = [(obs, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, codes, "ywx")]
     v_layers = [*q_layers[:2], (hidden, 1, "ywx")]
     forward_q, forward_v = ([(i, o, "y") for i, o, _ in layers] for layers in (q_layers, v_layers))
     phases = {
         "VQ-VAE": (
             lambda steps: train_vqvae(vqvae, observations, actions, steps, args.batch_size, compile=args.compile),
-            [*encoder, (latent, codes, "y"), *decoder],
+            [*mean_action, *encoder, (latent, codes, "y"), *decoder],
         ),
         "SAQ-BC, pi_b": (
             train(lambda i: behavior_step(behavior, observations[i], table[i]), [behavior], (acting,)),

@@ -66,7 +66,7 @@ def test_twin_q_standardizes_observations_and_not_actions():
 
 
 def test_bc_loss_is_the_gaussian_likelihood():
-    policy, data = GaussianPolicy(STANDARDIZE, SPACE, 16), batch()
+    policy, data = GaussianPolicy(STANDARDIZE, SPACE, 16, True), batch()
     policy.log_std.data = torch.tensor([0.3, -9.0])  # the second is held at -5
     mean, std = (x.detach().numpy() for x in policy(data["observations"]))
     assert std[1] == pytest.approx(np.exp(-5.0))
@@ -77,23 +77,23 @@ def test_bc_loss_is_the_gaussian_likelihood():
 
 @pytest.mark.parametrize("policy_class", [GaussianPolicy, TanhGaussianPolicy])
 def test_policies_sample_their_distribution(policy_class):
-    policy = policy_class(STANDARDIZE, SPACE, 16)
+    policy = policy_class(STANDARDIZE, SPACE, 16, False)
     observations = torch.randn(1, 4).expand(20_000, 4)
     generator = torch.Generator().manual_seed(0)
-    samples = policy.act(observations, False, generator)
-    greedy = policy.act(observations, True, generator)
-    assert (greedy == greedy[0]).all()
+    samples = policy.act(observations, "sampled", generator)
+    mean = policy.act(observations, "mean", generator)
+    assert (mean == mean[0]).all()
     distribution = policy(observations[:1])
     if policy_class is TanhGaussianPolicy:
-        samples, greedy = (((a - policy.center) / policy.half_range).atanh() for a in (samples, greedy))
+        samples, mean = (((a - policy.center) / policy.half_range).atanh() for a in (samples, mean))
         distribution = distribution.mean, distribution.stddev
-    torch.testing.assert_close(greedy[:1], distribution[0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(mean[:1], distribution[0], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(samples.mean(0), distribution[0][0], atol=0.05, rtol=0)
     torch.testing.assert_close(samples.std(0), distribution[1].expand(1, 2)[0], atol=0.05, rtol=0)
 
 
 def test_tanh_gaussian_density_integrates_to_one():
-    policy = TanhGaussianPolicy(STANDARDIZE, SPACE, 16)
+    policy = TanhGaussianPolicy(STANDARDIZE, SPACE, 16, False)
     normal = policy(torch.randn(1, 4))
 
     cells = (torch.arange(1000) + 0.5) / 1000
@@ -104,7 +104,7 @@ def test_tanh_gaussian_density_integrates_to_one():
 
 
 def test_behavior_loss_is_the_likelihood_of_actions():
-    policy, data = TanhGaussianPolicy(STANDARDIZE, SPACE, 16), batch()
+    policy, data = TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True), batch()
     normal = policy(data["observations"])
     transforms = [
         torch.distributions.TanhTransform(),
@@ -116,7 +116,7 @@ def test_behavior_loss_is_the_likelihood_of_actions():
 
 
 def test_iql_loss_is_the_equations():
-    (q, q_target), v, actor = double_q(), mlp(STANDARDIZE, 1, 16), GaussianPolicy(STANDARDIZE, SPACE, 16)
+    (q, q_target), v, actor = double_q(), mlp(STANDARDIZE, 1, 16), GaussianPolicy(STANDARDIZE, SPACE, 16, True)
     data, beta = batch(), 40.0  # so that some weights meet their limit
     metrics = iql_loss(q, q_target, v, actor, **data, gamma=0.9, expectile=0.7, beta=beta)
     v_loss, q_loss, actor_loss, limited = [], [], [], 0
@@ -139,7 +139,7 @@ def test_iql_loss_is_the_equations():
 
 def cql_inputs(n=3, **changes):
     q, q_target = double_q()
-    inputs = {"q": q, "q_target": q_target, "actor": TanhGaussianPolicy(STANDARDIZE, SPACE, 16), **batch()}
+    inputs = {"q": q, "q_target": q_target, "actor": TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True), **batch()}
     inputs |= {"log_entropy_weight": torch.tensor(0.3, requires_grad=True), "gamma": 0.9, "alpha": 2.0}
     inputs |= {"uniform": 2 * torch.rand(n, 32, 2) - 1, "noise": torch.randn(1 + n, 2, 32, 2)}
     return inputs | changes
@@ -201,7 +201,7 @@ def test_the_sampled_log_integral_converges_to_the_integral():
 
 def test_brac_loss_is_the_equations():
     (q, q_target), alpha = double_q(), 0.7
-    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16) for _ in range(2))
+    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True) for _ in range(2))
     data, noise = batch(), torch.randn(2, 32, 2)
     metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, gamma=0.9, alpha=alpha)
 
@@ -222,7 +222,7 @@ def test_brac_loss_is_the_equations():
 
 
 def test_the_kl_of_the_gaussians_is_that_of_the_actions():
-    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16) for _ in range(2))
+    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True) for _ in range(2))
     observations = torch.randn(1, 4)
     p, q = actor(observations), behavior(observations)
     u = p.sample((200_000,))
@@ -237,13 +237,13 @@ def test_no_gradient_of_the_policys_loss_reaches_q(algorithm):
     q.members[1].load_state_dict(q.members[0].state_dict())
     data["rewards"] = q(data["observations"], data["actions"])[0].detach()
     if algorithm == "iql":
-        actor, v = GaussianPolicy(STANDARDIZE, SPACE, 16), mlp(STANDARDIZE, 1, 16)
+        actor, v = GaussianPolicy(STANDARDIZE, SPACE, 16, True), mlp(STANDARDIZE, 1, 16)
         metrics = iql_loss(q, q_target, v, actor, **data, gamma=0.0, expectile=0.7, beta=1.0)
     elif algorithm == "cql":
         inputs = cql_inputs() | data | {"q": q, "q_target": q_target, "gamma": 0.0, "alpha": 0.0}
         actor, metrics = inputs["actor"], cql_loss(**inputs)
     else:
-        actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16) for _ in range(2))
+        actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True) for _ in range(2))
         noise = torch.randn(2, 32, 2)
         metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, gamma=0.0, alpha=1.0)
         assert all(p.grad is None for p in behavior.parameters())
@@ -269,7 +269,7 @@ def test_baselines_find_the_way_out_of_a_known_mdp(corridor, algorithm):
     q, q_target = (TwinQ(standardize, 1, 64, False) for _ in range(2))
     q_target.load_state_dict(q.state_dict())
     make_actor = GaussianPolicy if algorithm == "iql" else TanhGaussianPolicy
-    actor, behavior = (make_actor(standardize, space, 64) for _ in range(2))
+    actor, behavior = (make_actor(standardize, space, 64, False) for _ in range(2))
     v, log_entropy_weight = mlp(standardize, 1, 64), torch.zeros((), requires_grad=True)
     parameters = [*q.parameters(), *v.parameters(), *actor.parameters(), *behavior.parameters(), log_entropy_weight]
     optimizer, scale = torch.optim.Adam(parameters, lr=1e-3), 20.0
@@ -296,7 +296,7 @@ def test_baselines_find_the_way_out_of_a_known_mdp(corridor, algorithm):
             for target, online in zip(q_target.parameters(), q.parameters()):
                 target.lerp_(online, 0.02)
     states = torch.eye(4)
-    actions = actor.act(states, True, None).squeeze(1).detach().numpy()
+    actions = actor.act(states, "mean", None).squeeze(1).detach().numpy()
     assert (np.abs(actions - corridor.best) < 0.4).all(), actions
     values = q(states, torch.from_numpy(corridor.best)[:, None]).amin(0).detach() / scale
     assert (values.numpy() > corridor.random_values + 0.05).all()
@@ -318,8 +318,8 @@ def test_a_run_has_the_outputs_of_every_algorithm_and_resumes_to_the_same_bits(t
     (folder,) = (tmp_path / "a").iterdir()
     assert folder.name.startswith(f"fetch-pick-and-place-demo-v0__{algorithm}__1__") and done.stderr == ""
     result = json.loads((folder / "result.json").read_text())
-    assert result["algorithm"] == algorithm and result["scores"]["greedy"] == result["normalized_scores"]
-    assert result["scores"].keys() == {"sampled", "greedy"}
+    assert result["algorithm"] == algorithm and result["scores"]["mean"] == result["normalized_scores"]
+    assert result["scores"].keys() == {"mean", "sampled"}
     assert np.load(folder / "eval.npz")["step"].tolist() == [20, 20, 40, 40, 40]
 
     short = [flag for flag in small if "total" not in flag] + ["--total-steps=30"]
@@ -355,6 +355,16 @@ def test_what_baselines_repeat_is_identical(pair):
 @pytest.mark.parametrize("name", BASELINES)
 def test_arguments_mean_what_they_mean_in_the_discrete_counterpart(name):
     ours, theirs = ((named_of(path))["Args"] for path in (FOLDER / f"{name}.py", ROOT / f"saq_{name}.py"))
-    own = {"total_steps", "alpha", "greedy", "expectile", "weight_decay", "adam_b1", "eval_every", "bc_steps"}
+    own = {
+        "total_steps",
+        "alpha",
+        "acting",
+        "layer_norm",
+        "expectile",
+        "weight_decay",
+        "adam_b1",
+        "eval_every",
+        "bc_steps",
+    }
     for argument in fields(ours) & fields(theirs) - own:
         assert field(ours, argument) == field(theirs, argument), argument

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 
 FLAGS = {
-    "saq_iql": ["--bc-steps=15000", "--total-steps=8000", "--learning-rate=1e-3"],
-    "saq_cql": ["--total-steps=6000", "--target-period=100"],
-    "saq_brac": ["--bc-steps=15000", "--total-steps=8000", "--learning-rate=1e-3"],
+    "saq_iql": ["--bc-steps=4000", "--total-steps=5000"],
+    "saq_cql": ["--total-steps=5000"],
+    "saq_brac": ["--bc-steps=4000", "--total-steps=5000"],
 }
 
 

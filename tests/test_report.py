@@ -20,12 +20,12 @@ _times = itertools.count(10)
 
 def make_run(folder, algorithm, seed, scores, env_id="hopper-medium-v2", other=(0.0,), curve=(), **args):
     """A run's folder with the three files that the report reads."""
-    args = {"env_id": env_id, "dataset_path": None, "dataset_filter": None, "seed": seed, "greedy": False, **args}
+    args = {"env_id": env_id, "dataset_path": None, "dataset_filter": None, "seed": seed, "acting": "mean", **args}
     folder = folder / f"{env_id.replace('/', '_')}__{algorithm}__{seed}__{next(_times)}"
     folder.mkdir(parents=True)
     description = {"args": args, "versions": {"torch": "2"}, "git_commit": "abc"}
     (folder / "args.json").write_text(json.dumps(description))
-    ways = ("greedy", "sampled") if args["greedy"] else ("sampled", "greedy")
+    ways = [args["acting"], "sampled" if args["acting"] == "mean" else "mean"]
     result = {
         "env_id": env_id,
         "algorithm": algorithm,
@@ -91,7 +91,7 @@ def test_statistics(many, tmp_path, capsys):
     row = cells["hopper-medium-v2", "SAQ-BC"]
     assert float(row["score"]) == pytest.approx(mean, abs=1e-3)
     assert float(row["interval"]) == pytest.approx(half, abs=1e-3)
-    assert float(row["other_way"]) == pytest.approx(mean + 1, abs=1e-3)
+    assert float(row["sampled"]) == pytest.approx(mean + 1, abs=1e-3)
     assert (row["seeds"], row["episodes"], row["training_seconds"]) == ("3", "5", "22.0")
     header = line(text, "dataset")
     assert header == ["dataset", "data", "Aquadem-IQL", "SAQ-IQL", "BC", "SAQ-BC"]
@@ -112,16 +112,16 @@ def test_statistics(many, tmp_path, capsys):
     assert float(row["value"]) == pytest.approx(wins, abs=1e-3)
     assert 0 <= float(row["low"]) <= wins <= float(row["high"]) <= 1 and row["datasets"] == "2"
 
-    _, _, other = make_report(tmp_path / "b", folder, acting="greedy")
+    _, _, other = make_report(tmp_path / "b", folder, acting="sampled")
     assert line(other, "hopper-medium-v2")[-1].startswith(f"{mean + 1:.1f} ±")
 
 
 def test_each_algorithms_better_way_of_acting_is_that_of_the_higher_average(tmp_path):
-    for env_id, sampled, greedy in (("hopper-medium-v2", 10.0, 50.0), ("hopper-expert-v2", 40.0, 20.0)):
-        make_run(tmp_path / "a", "saq_bc", 1, [sampled], env_id, other=[greedy])
-        make_run(tmp_path / "a", "saq_cql", 1, [greedy - 40.0], env_id, other=[sampled], greedy=True)
+    for env_id, mean, sampled in (("hopper-medium-v2", 10.0, 50.0), ("hopper-expert-v2", 40.0, 20.0)):
+        make_run(tmp_path / "a", "saq_bc", 1, [mean], env_id, other=[sampled])
+        make_run(tmp_path / "a", "saq_cql", 1, [sampled - 40.0], env_id, other=[mean], acting="sampled")
     _, _, tables = make_report(tmp_path / "b", tmp_path / "a", acting="best")
-    assert "greedy: SAQ-BC; sampled: SAQ-CQL; each algorithm's better on average" in tables
+    assert "mean: SAQ-CQL; sampled: SAQ-BC; each algorithm's best on average" in tables
     cql, bc = (cell.split()[0] for cell in line(tables, "hopper-medium-v2")[-2:])
     assert (cql, bc) == ("10.0", "50.0")
 
@@ -196,12 +196,12 @@ def test_empty_cells_and_averages(tmp_path):
         for seed in (1, 2):
             make_run(tmp_path, "saq_bc", seed, [10.0 * seed], f"{task}-human-v0")
         if task != "pen":
-            make_run(tmp_path, "bc", 1, [3.0], f"{task}-human-v0", other=[4.0], greedy=True)
+            make_run(tmp_path, "bc", 1, [3.0], f"{task}-human-v0", other=[4.0], acting="sampled")
     _, statistics, text = make_report(tmp_path / "out", tmp_path)
     assert line(text, "door-human-v0")[2:] == ["3.0 [3.3]", "15.0 ± 63.5 [9.3]"]
     assert line(text, "pen-human-v0") == ["pen-human-v0", "44.4", "", "15.0 ± 63.5 [73.3]"]
     assert line(text, "average") == ["average", "44.4", "", "15.0 [21.0]"]  # the paper: (9.28 + 1.38 + 73.3 + 0.02) / 4
-    assert "Acting greedy: BC; sampled: SAQ-BC." in text
+    assert "Acting mean: SAQ-BC; sampled: BC." in text
     row = statistics["BC", ""]
     assert (row["all_datasets"], row["datasets"], row["low"]) == ("False", "3", "")  # one seed: no interval
     assert statistics["SAQ-BC", "BC"]["value"] == "1.0"

@@ -68,20 +68,21 @@ def test_the_two_losses_reach_only_their_own_network():
         torch.testing.assert_close(ours, alone.grad)
 
 
-def test_policy_is_computed_by_hand_with_the_clip():
-    """pi_b = (0.9, 0.0999, 1e-4): log 1e-4 = -9.2 counts as -8."""
+@pytest.mark.parametrize(("floor", "last"), [(None, 1e-4), (-8.0, math.exp(-8))])
+def test_policy_is_computed_by_hand_with_and_without_a_floor(floor, last):
+    """pi_b = (0.9, 0.0999, 1e-4): with a floor of -8, log 1e-4 = -9.2 counts as -8."""
     behavior_logits = torch.tensor([[0.9, 0.0999, 1e-4]]).log() + 5.0  # a constant does not matter
     values = torch.tensor([[1.0, 2.0, 6.0]])
-    weights = [0.9 * math.exp(1 / 2), 0.0999 * math.exp(2 / 2), math.exp(-8) * math.exp(6 / 2)]
-    policy = torch.softmax(policy_logits(values, behavior_logits, 2.0), 1)[0].tolist()
+    weights = [0.9 * math.exp(1 / 2), 0.0999 * math.exp(2 / 2), last * math.exp(6 / 2)]
+    policy = torch.softmax(policy_logits(values, behavior_logits, 2.0, floor), 1)[0].tolist()
     assert policy == pytest.approx([w / sum(weights) for w in weights], rel=1e-4)
 
 
 def test_policy_limits():
     values, behavior_logits = torch.randn(8, 6), torch.randn(8, 6)
-    high = torch.softmax(policy_logits(values, behavior_logits, 1e6), 1)
+    high = torch.softmax(policy_logits(values, behavior_logits, 1e6, None), 1)
     torch.testing.assert_close(high, torch.softmax(behavior_logits, 1), atol=1e-4, rtol=0.0)
-    low = torch.softmax(policy_logits(values, behavior_logits, 1e-4), 1)
+    low = torch.softmax(policy_logits(values, behavior_logits, 1e-4, None), 1)
     torch.testing.assert_close(low, torch.nn.functional.one_hot(values.argmax(1), 6).float(), atol=1e-3, rtol=0.0)
 
 
@@ -112,7 +113,7 @@ def train(corridor, expectile: float, scale: float = 10.0, steps: int = 3000):
 def test_saq_iql_finds_the_optimum_of_a_known_mdp(corridor):
     q, v = train(corridor, expectile=0.95)
     log_behavior = corridor.code_frequencies().clamp(min=1e-6).log()
-    codes = policy_logits(q, log_behavior, 0.02).argmax(1)
+    codes = policy_logits(q, log_behavior, 0.02, None).argmax(1)
     assert corridor.moves_right(codes).all(), "at a low temperature the policy moves right in every state"
     np.testing.assert_allclose(v, corridor.optimal_values, atol=0.15)
 

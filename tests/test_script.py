@@ -102,8 +102,8 @@ def test_a_run_prints_its_story_and_no_noise(runs_of, algorithm):
     assert any(line.startswith("bc 60/60" if algorithm == "saq_bc" else "rl 60/60") for line in lines)
     assert any(line.startswith("bc 30/30") for line in lines) == (algorithm in WITH_BEHAVIOR)
     assert any(line.startswith("dataset ") for line in lines)
-    assert any(line.startswith(f"{name} ") for line in lines)
-    assert any(line.startswith(f"{name}, greedy ") for line in lines)
+    for way in ("mean", "greedy", "sampled"):
+        assert any(line.startswith(f"{name}, {way} ") for line in lines)
     assert done.stderr == ""
 
 
@@ -132,8 +132,9 @@ def test_a_run_leaves_the_documented_files(runs_of, algorithm):
     assert (result["env_id"], result["algorithm"], result["seed"]) == ("fetch-pick-and-place-demo-v0", algorithm, 1)
     assert len(result["normalized_scores"]) == 3
     assert result["normalized_score"] == pytest.approx(np.mean(result["normalized_scores"]))
-    assert result["scores"].keys() == {"sampled", "greedy"}
-    assert result["scores"]["sampled"] == result["normalized_scores"] and len(result["scores"]["greedy"]) == 3
+    assert list(result["scores"]) == ["mean", "greedy", "sampled"]
+    assert result["scores"]["mean"] == result["normalized_scores"]
+    assert all(len(scores) == 3 for scores in result["scores"].values())
     assert 0 < result["training_seconds"] <= result["wall_clock_seconds"]
     assert result["dataset_normalized_return"] == pytest.approx(53.8, abs=0.1)
     assert result["total_steps"] == 60 and result["wall_clock_seconds"] > 0
@@ -255,9 +256,9 @@ def test_resume_can_extend_a_run(finished, tmp_path):
 
 PAPER = {
     "saq_bc": ["--adam-b1=0.001"],
-    "saq_iql": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0"],
-    "saq_cql": ["--value-scale=0", "--no-layer-norm", "--adam-b1=0.001"],
-    "saq_brac": ["--value-scale=0", "--no-layer-norm", "--bc-steps=0", "--q-functions=1"],
+    "saq_iql": ["--value-scale=0", "--tau=0.005", "--behavior-floor=-8", "--bc-steps=0"],
+    "saq_cql": ["--value-scale=0", "--target-period=200", "--adam-b1=0.001"],
+    "saq_brac": ["--value-scale=0", "--tau=0.005", "--bc-steps=0", "--q-functions=1"],
 }
 
 
@@ -269,10 +270,13 @@ def test_the_papers_recipe_and_every_other_option_run(tmp_path, algorithm):
         "--no-standardize",
         "--weight-decay=1e-4",
         "--batch-size=32",
-        "--greedy",
+        "--no-layer-norm",
+        "--learning-rate=3e-4",
+        f"--acting={'greedy' if algorithm == 'saq_cql' else 'sampled'}",
     ]
     done = run(*SMALL, *common, *PAPER[algorithm], folder=tmp_path, algorithm=algorithm)
-    assert ", sampled " in done.stdout
+    scores = [line.partition(",")[2].split()[0] for line in done.stdout.splitlines() if line.startswith("SAQ-")]
+    assert scores[0] == ("greedy" if algorithm == "saq_cql" else "sampled") and len(scores) == 3
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
@@ -342,7 +346,7 @@ def bad_input(tmp_path, finished, other_algorithm):
         "no GPU": (["--device=cuda"], ["--device cuda", "no GPU"]),
         "no tracker": ([*SMALL, "--track"], ["pip install wandb"]),
         "no steps": (["--total-steps=0"], ["--total-steps", "above 0"]),
-        "no temperature": (["--act-temperature=0"], ["--act-temperature", "above 0"]),
+        "no temperature": (["--temperature=0"], ["--temperature", "above 0"]),
         "no such flag": (["--alhpa=1"], ["--alhpa"]),
     }
 

@@ -47,14 +47,16 @@ class Args:
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
-    learning_rate: float = 3e-4
-    """learning rate of every network"""
+    layer_norm: bool = True
+    """normalize the hidden layers of every network (the paper: no)"""
+    learning_rate: float = 3e-3
+    """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for the policy"""
     ema_decay: float = 0.9995
     """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
-    greedy: bool = True
-    """act by the policy's mean in place of sampling; both are evaluated after the last step"""
+    acting: Literal["mean", "sampled"] = "mean"
+    """the policy's mean, or a sample; after the last step both"""
     eval_every: int = 10_000
     """gradient steps between evaluations"""
     eval_episodes: int = 10
@@ -84,11 +86,12 @@ class GaussianPolicy(nn.Module):
         standardize: of observations.
         space: the environment's action space.
         hidden_dim: width of the two hidden layers.
+        layer_norm: normalize them.
     """
 
-    def __init__(self, standardize: Standardize, space: gym.spaces.Box, hidden_dim: int):
+    def __init__(self, standardize: Standardize, space: gym.spaces.Box, hidden_dim: int, layer_norm: bool):
         super().__init__()
-        self.net = mlp(standardize, space.shape[0], hidden_dim)
+        self.net = mlp(standardize, space.shape[0], hidden_dim, layer_norm)
         self.log_std = nn.Parameter(torch.zeros(space.shape[0]))
         self.register_buffer("center", torch.as_tensor((space.high + space.low) / 2, dtype=torch.float32))
         self.register_buffer("half_range", torch.as_tensor((space.high - space.low) / 2, dtype=torch.float32))
@@ -101,10 +104,10 @@ class GaussianPolicy(nn.Module):
         """log pi(a|s) (B,) of actions (B, action_dim)."""
         return torch.distributions.Normal(*self(observations), validate_args=False).log_prob(actions).sum(1)
 
-    def act(self, observations: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
+    def act(self, observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         """The mean (B, action_dim), or a sample; not clipped."""
         mean, std = self(observations)
-        return mean if greedy else torch.normal(mean, std.expand_as(mean), generator=generator)
+        return mean if acting == "mean" else torch.normal(mean, std.expand_as(mean), generator=generator)
 
 
 def bc_loss(actor: GaussianPolicy, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -121,15 +124,15 @@ if __name__ == "__main__":
     dataset = load_dataset(task, env, device)
     standardize = make_standardize(args, dataset)
 
-    actor = GaussianPolicy(standardize, env.action_space, args.hidden_dim).to(device)
-    acting = copy.deepcopy(actor)
+    actor = GaussianPolicy(standardize, env.action_space, args.hidden_dim, args.layer_norm).to(device)
+    actor_acting = copy.deepcopy(actor)
     optimizer = torch.optim.AdamW(actor.parameters(), args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    run = Run(args, task, {"actor": actor, "acting": acting, "generator": generator, "adam": optimizer})
+    run = Run(args, task, {"actor": actor, "actor_acting": actor_acting, "generator": generator, "adam": optimizer})
     if args.compile:
         bc_loss = torch.compile(bc_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
-    def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        return acting.act(observations, greedy, generator)
+    def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
+        return actor_acting.act(observations, acting, generator)
 
     for step in run.steps("bc", args.total_steps, "losses/"):
         rows = torch.randint(len(dataset.actions), (args.batch_size,), generator=generator, device=device)
@@ -137,8 +140,8 @@ if __name__ == "__main__":
         optimizer.zero_grad()
         run.metrics["loss"].backward()
         optimizer.step()
-        follow(acting, actor, ema_weight(args.ema_decay, step))
+        follow(actor_acting, actor, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("BC", policy, dataset, {"actor": acting})
+    run.finish("BC", policy, dataset, {"actor": actor_acting})

@@ -66,24 +66,24 @@ class Args:
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
-    learning_rate: float = 3e-4
-    """learning rate of every network"""
+    layer_norm: bool = True
+    """normalize the hidden layers of every network (the paper: no)"""
+    learning_rate: float = 3e-3
+    """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q and behavior policy"""
     gamma: float = 0.99
     """discount factor"""
     alpha: float = 3.0
     """weight of the KL from the behavior policy, in the policy's loss and in the target"""
-    tau: float = 0.005
-    """weight of Q in each Polyak update of its target network"""
-    layer_norm: bool = True
-    """normalize the hidden layers of Q (the paper: no)"""
+    tau: float = 0.05
+    """weight of Q in each Polyak update of its target network (the paper: 0.005)"""
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     ema_decay: float = 0.9995
     """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
-    greedy: bool = True
-    """act by the policy's mean in place of sampling; both are evaluated after the last step"""
+    acting: Literal["mean", "sampled"] = "mean"
+    """the policy's mean, or a sample; after the last step both"""
     eval_every: int = 10_000
     """gradient steps between evaluations"""
     eval_episodes: int = 10
@@ -113,11 +113,12 @@ class TanhGaussianPolicy(nn.Module):
         standardize: of observations.
         space: the environment's action space.
         hidden_dim: width of the two hidden layers.
+        layer_norm: normalize them.
     """
 
-    def __init__(self, standardize: Standardize, space: gym.spaces.Box, hidden_dim: int):
+    def __init__(self, standardize: Standardize, space: gym.spaces.Box, hidden_dim: int, layer_norm: bool):
         super().__init__()
-        self.net = mlp(standardize, 2 * space.shape[0], hidden_dim)
+        self.net = mlp(standardize, 2 * space.shape[0], hidden_dim, layer_norm)
         self.register_buffer("center", torch.as_tensor((space.high + space.low) / 2, dtype=torch.float32))
         self.register_buffer("half_range", torch.as_tensor((space.high - space.low) / 2, dtype=torch.float32))
 
@@ -136,10 +137,10 @@ class TanhGaussianPolicy(nn.Module):
         log_slope = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
         return (normal.log_prob(u) - log_slope - self.half_range.log()).sum(-1)
 
-    def act(self, observations: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
+    def act(self, observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         """The action of the mean of u (B, action_dim), or a sample."""
         normal = self(observations)
-        if greedy:
+        if acting == "mean":
             return self.squash(normal.mean)
         return self.squash(torch.normal(normal.mean, normal.stddev, generator=generator))
 
@@ -227,10 +228,10 @@ if __name__ == "__main__":
     standardize = make_standardize(args, dataset)
 
     action_dim = dataset.actions.shape[1]
-    behavior = TanhGaussianPolicy(standardize, env.action_space, args.hidden_dim).to(device)
+    behavior = TanhGaussianPolicy(standardize, env.action_space, args.hidden_dim, args.layer_norm).to(device)
     q = TwinQ(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)
     actor = copy.deepcopy(behavior)
-    behavior_acting, q_target, acting = copy.deepcopy(behavior), copy.deepcopy(q), copy.deepcopy(actor)
+    behavior_acting, q_target, actor_acting = copy.deepcopy(behavior), copy.deepcopy(q), copy.deepcopy(actor)
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     behavior_optimizer = adamw(behavior.parameters())
     optimizer = adamw([{"params": q.parameters()}, {"params": actor.parameters(), "weight_decay": 0.0}])
@@ -240,7 +241,7 @@ if __name__ == "__main__":
         "q": q,
         "q_target": q_target,
         "actor": actor,
-        "acting": acting,
+        "actor_acting": actor_acting,
         "generator": generator,
     }
     run = Run(args, task, parts | {"behavior_adam": behavior_optimizer, "adam": optimizer})
@@ -248,8 +249,8 @@ if __name__ == "__main__":
         compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
         behavior_loss, brac_loss = compiled(behavior_loss), compiled(brac_loss)
 
-    def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        return acting.act(observations, greedy, generator)
+    def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
+        return actor_acting.act(observations, acting, generator)
 
     # The behavior policy.
     for step in run.steps("bc", args.bc_steps, "losses/bc_"):
@@ -286,8 +287,10 @@ if __name__ == "__main__":
         run.metrics["loss"].backward()
         optimizer.step()
         follow(q_target, q, args.tau)
-        follow(acting, actor, ema_weight(args.ema_decay, step))
+        follow(actor_acting, actor, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("BRAC", policy, dataset, {"q": q, "actor": acting, "behavior": behavior_acting}, reward_scale=scale)
+    run.finish(
+        "BRAC", policy, dataset, {"q": q, "actor": actor_acting, "behavior": behavior_acting}, reward_scale=scale
+    )

@@ -61,8 +61,10 @@ class Args:
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
-    learning_rate: float = 3e-4
-    """learning rate of every network"""
+    layer_norm: bool = True
+    """normalize the hidden layers of every network (the paper: no)"""
+    learning_rate: float = 3e-3
+    """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q"""
     gamma: float = 0.99
@@ -71,16 +73,14 @@ class Args:
     """expectile of V over the actions of the data; 0.5: their mean"""
     beta: float = 3.0
     """inverse temperature of the advantage weights: 0 imitates, high follows Q"""
-    tau: float = 0.005
-    """weight of Q in each Polyak update of its target network"""
-    layer_norm: bool = True
-    """normalize the hidden layers of Q and V (the paper: no)"""
+    tau: float = 0.05
+    """weight of Q in each Polyak update of its target network (the paper: 0.005)"""
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: by domain (the paper)"""
     ema_decay: float = 0.9995
     """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
-    greedy: bool = True
-    """act by the policy's mean in place of sampling; both are evaluated after the last step"""
+    acting: Literal["mean", "sampled"] = "mean"
+    """the policy's mean, or a sample; after the last step both"""
     eval_every: int = 10_000
     """gradient steps between evaluations"""
     eval_episodes: int = 10
@@ -110,11 +110,12 @@ class GaussianPolicy(nn.Module):
         standardize: of observations.
         space: the environment's action space.
         hidden_dim: width of the two hidden layers.
+        layer_norm: normalize them.
     """
 
-    def __init__(self, standardize: Standardize, space: gym.spaces.Box, hidden_dim: int):
+    def __init__(self, standardize: Standardize, space: gym.spaces.Box, hidden_dim: int, layer_norm: bool):
         super().__init__()
-        self.net = mlp(standardize, space.shape[0], hidden_dim)
+        self.net = mlp(standardize, space.shape[0], hidden_dim, layer_norm)
         self.log_std = nn.Parameter(torch.zeros(space.shape[0]))
         self.register_buffer("center", torch.as_tensor((space.high + space.low) / 2, dtype=torch.float32))
         self.register_buffer("half_range", torch.as_tensor((space.high - space.low) / 2, dtype=torch.float32))
@@ -127,10 +128,10 @@ class GaussianPolicy(nn.Module):
         """log pi(a|s) (B,) of actions (B, action_dim)."""
         return torch.distributions.Normal(*self(observations), validate_args=False).log_prob(actions).sum(1)
 
-    def act(self, observations: torch.Tensor, greedy: bool, generator: torch.Generator) -> torch.Tensor:
+    def act(self, observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         """The mean (B, action_dim), or a sample; not clipped."""
         mean, std = self(observations)
-        return mean if greedy else torch.normal(mean, std.expand_as(mean), generator=generator)
+        return mean if acting == "mean" else torch.normal(mean, std.expand_as(mean), generator=generator)
 
 
 class TwinQ(nn.Module):
@@ -205,18 +206,18 @@ if __name__ == "__main__":
 
     q = TwinQ(standardize, dataset.actions.shape[1], args.hidden_dim, args.layer_norm).to(device)
     v = mlp(standardize, 1, args.hidden_dim, args.layer_norm).to(device)
-    actor = GaussianPolicy(standardize, env.action_space, args.hidden_dim).to(device)
-    q_target, acting = copy.deepcopy(q), copy.deepcopy(actor)
+    actor = GaussianPolicy(standardize, env.action_space, args.hidden_dim, args.layer_norm).to(device)
+    q_target, actor_acting = copy.deepcopy(q), copy.deepcopy(actor)
     no_decay = [*v.parameters(), *actor.parameters()]
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     optimizer = adamw([{"params": q.parameters()}, {"params": no_decay, "weight_decay": 0.0}])
-    modules = {"q": q, "q_target": q_target, "v": v, "actor": actor, "acting": acting}
+    modules = {"q": q, "q_target": q_target, "v": v, "actor": actor, "actor_acting": actor_acting}
     run = Run(args, task, modules | {"generator": generator, "adam": optimizer})
     if args.compile:
         iql_loss = torch.compile(iql_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
-    def policy(observations: torch.Tensor, generator: torch.Generator, greedy: bool = args.greedy) -> torch.Tensor:
-        return acting.act(observations, greedy, generator)
+    def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
+        return actor_acting.act(observations, acting, generator)
 
     if args.value_scale:
         scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0)
@@ -244,8 +245,8 @@ if __name__ == "__main__":
         run.metrics["loss"].backward()
         optimizer.step()
         follow(q_target, q, args.tau)
-        follow(acting, actor, ema_weight(args.ema_decay, step))
+        follow(actor_acting, actor, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("IQL", policy, dataset, {"q": q, "v": v, "actor": acting}, reward_scale=scale)
+    run.finish("IQL", policy, dataset, {"q": q, "v": v, "actor": actor_acting}, reward_scale=scale)
