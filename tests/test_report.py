@@ -13,6 +13,7 @@ from conftest import ROOT
 pytest.importorskip("rliable", reason="needs requirements-benchmark.txt")
 sys.path.insert(0, str(ROOT / "benchmark"))
 import report
+import study
 
 TEXT_FILES = ("tables.md", "tables.csv", "statistics.csv", "runs.csv", "episodes.csv.gz")
 _times = itertools.count(10)
@@ -271,6 +272,27 @@ def test_unequal_seeds_repeated_and_unfinished_runs(tmp_path, capsys):
     assert (row["seeds"], row["trimmed"]) == ("2", "True")
     assert float(row["value"]) == pytest.approx(scipy.stats.trim_mean([1, 2, 10, 10], 0.25))
     assert "2 (trimmed)" in text and "| hopper-medium-v2 | 3 x 1 |" in text
+
+
+def test_study_sets_each_change_beside_the_defaults(tmp_path):
+    base = {"learning_rate": 3e-3, "layer_norm": True, "bc_steps": 7}
+    for seed, score in enumerate((10.0, 20.0, 60.0, 30.0)):
+        make_run(tmp_path, "saq_iql", seed, [score], other=[score / 2], **base)
+        make_run(tmp_path, "saq_iql", seed, [score + 1], **base | {"learning_rate": 3e-4})
+        make_run(tmp_path, "iql", seed, [99.0], **base)
+    make_run(tmp_path, "saq_iql", 0, [3.0], **base | {"learning_rate": 3e-4, "layer_norm": False, "acting": "sampled"})
+    make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"layer_norm": False})  # has no run at the defaults
+    make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"learning_rate": 1e-3})
+    for source, out in ((tmp_path, tmp_path / "a"), (tmp_path / "a", tmp_path / "b")):
+        study.main(study.Args((str(source),), str(out), resamples=50))
+    text = (tmp_path / "b" / "study.md").read_text()
+    assert text == (tmp_path / "a" / "study.md").read_text()
+    tables = {part.partition("\n")[0]: part.rstrip().splitlines()[-1] for part in text.split("## ")[1:]}
+    rate, one, paper = "`learning_rate=0.0003`", "`learning_rate=0.001`", "the paper's recipe"
+    assert set(tables) == {rate, one, paper, "`acting=sampled`", "`layer_norm=false`"}
+    cells = {title: [cell.partition(" ")[0] for cell in tables[title].split(" | ")[1:-1]] for title in tables}
+    assert cells[rate] == ["25.0", "26.0"] and cells["`acting=sampled`"] == ["25.0", "12.5"]
+    assert cells[paper][1] == "3.0" and cells[one] == ["", ""]
 
 
 def test_errors_are_one_line(tmp_path, capsys):

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# What each default is worth: SAQ at the budget of small.sh, with one default at a time set back to the paper's, and with
+# all of them. The runs at the defaults are small.sh's own, and made first where they are missing.
+#
+#   DATASETS_DIR=~/datasets SEEDS="1 2 3 4 5" JOBS=2 bash benchmark/study.sh
+#   python benchmark/study.py runs --out benchmark/results/study
+#
+# SEEDS, ONLY, ...: see benchmark/README.md. 34 jobs a dataset and seed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source benchmark/datasets.sh
+
+changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE is another, and flags
+    echo "learning-rate bc,iql,cql,brac 1 --learning-rate 3e-4"
+    echo "standardize bc,iql,cql,brac 1 --no-standardize"
+    echo "restart-every bc,iql,cql,brac 1 --restart-every 0"
+    echo "layer-norm bc,iql,cql,brac 0 --no-layer-norm"
+    echo "ema-decay bc,iql,cql,brac 0 --ema-decay 0"
+    echo "value-scale iql,cql,brac 0 --value-scale 0"
+    echo "tau iql,brac 0 --tau 0.005"
+    echo "behavior-floor iql 0 --behavior-floor -8"
+    local paper="--learning-rate 3e-4 --no-standardize --restart-every 0 --no-layer-norm --ema-decay 0"
+    echo "paper bc 1 $paper --acting sampled"
+    echo "paper cql 0 $paper --value-scale 0 --acting greedy"
+    echo "paper brac 0 $paper --value-scale 0 --tau 0.005 --acting sampled"
+    echo "paper iql 0 $paper --value-scale 0 --tau 0.005 --behavior-floor -8 --acting sampled"
+}
+
+for seed in ${SEEDS:-1 2 3 4 5}; do
+    datasets | grep -v lift-200 | while read -r name vqvae bc total flags; do
+        vqvae=${VQVAE_STEPS:-$vqvae} bc=${BC_STEPS:-$bc} total=${STEPS:-$total}
+        flags="--seed $seed --hidden-dim 256 --eval-every 5000 $flags"
+        job() { # job FOLDER ALGORITHM VQ-VAE FLAGS...: with the VQ-VAE of another job's folder, or its own
+            local folder=$1/$seed script=saq_$2.py codes="--vqvae-path {$3/$seed}/vqvae.pt" steps
+            [ "$3" ] || codes="--vqvae-steps $vqvae"
+            case $2 in
+                bc) steps="--total-steps $bc" ;;
+                cql) steps="--total-steps $total" ;;
+                *) steps="--bc-steps $bc --total-steps $total" ;;
+            esac
+            shift 3
+            echo "$folder python $script $flags $codes $steps" "$@"
+        }
+        job "small/$name/saq_bc" bc ""
+        for algorithm in iql cql brac; do job "small/$name/saq_$algorithm" $algorithm "small/$name/saq_bc"; done
+        changes | while read -r change algorithms own flag; do
+            for algorithm in ${algorithms//,/ }; do
+                codes=small/$name/saq_bc
+                [ "$own" = 0 ] && [ "$change" != paper ] || codes=study/$name/saq_bc,$change
+                [ "$algorithm,$own" != bc,1 ] || codes=""
+                # shellcheck disable=SC2086  # words
+                job "study/$name/saq_$algorithm,$change" "$algorithm" "$codes" $flag
+            done
+        done
+    done
+done | python benchmark/launch.py
