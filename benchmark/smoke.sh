@@ -32,7 +32,7 @@ try() { # try SCRIPT DATASET
 }
 ONLY='codebook-size=(8|256)' try ablation ""
 ONLY=. try small ""
-ONLY=. try study ""
+ONLY='paper|layer-norm' try study ""
 try locomotion halfcheetah-expert-v2
 try adroit door-human-v0
 try antmaze D4RL/antmaze/medium-diverse-v1
