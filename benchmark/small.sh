@@ -13,7 +13,6 @@
 # SEEDS, VQVAE_STEPS, BC_STEPS, STEPS, JOBS, SLURM=1, ...: see benchmark/README.md. 40 jobs a seed with all datasets.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
 source benchmark/datasets.sh
 
 for seed in ${SEEDS:-1 2 3}; do

@@ -66,9 +66,8 @@ def main(args: Args) -> None:
         of |= changes(same)
     rows = []
     for (title, dataset, algorithm), same in by(runs, lambda r: (title_of(of[id(r)]), r.dataset, r.algorithm)).items():
-        for way in (
-            [same[0].asked] if title else list(same[0].scores)
-        ):  # the ways of acting are changes without runs of their own
+        # Other ways of acting are changes, too, but need no runs of their own.
+        for way in [same[0].asked] if title else same[0].scores:
             for run in same:
                 run.show(way)
             change = title if title or way == same[0].asked else f"`acting={way}`"

@@ -21,9 +21,9 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
     echo "behavior-floor iql 0 --behavior-floor -8"
     local paper="--learning-rate 3e-4 --no-standardize --restart-every 0 --no-layer-norm --ema-decay 0"
     echo "paper bc 1 $paper --acting sampled"
-    echo "paper cql 0 $paper --value-scale 0 --acting greedy"
-    echo "paper brac 0 $paper --value-scale 0 --tau 0.005 --acting sampled"
-    echo "paper iql 0 $paper --value-scale 0 --tau 0.005 --behavior-floor -8 --acting sampled"
+    echo "paper cql 1 $paper --value-scale 0 --acting greedy"
+    echo "paper brac 1 $paper --value-scale 0 --tau 0.005 --acting sampled"
+    echo "paper iql 1 $paper --value-scale 0 --tau 0.005 --behavior-floor -8 --acting sampled"
 }
 
 for seed in ${SEEDS:-1 2 3 4 5}; do
@@ -45,9 +45,11 @@ for seed in ${SEEDS:-1 2 3 4 5}; do
         for algorithm in iql cql brac; do job "small/$name/saq_$algorithm" $algorithm "small/$name/saq_bc"; done
         changes | while read -r change algorithms own flag; do
             for algorithm in ${algorithms//,/ }; do
-                codes=small/$name/saq_bc
-                [ "$own" = 0 ] && [ "$change" != paper ] || codes=study/$name/saq_bc,$change
-                [ "$algorithm,$own" != bc,1 ] || codes=""
+                case $own,$algorithm in
+                    0,*) codes=small/$name/saq_bc ;;
+                    1,bc) codes="" ;;
+                    *) codes=study/$name/saq_bc,$change ;;
+                esac
                 # shellcheck disable=SC2086  # words
                 job "study/$name/saq_$algorithm,$change" "$algorithm" "$codes" $flag
             done
