@@ -163,8 +163,8 @@ def read_run(folder: Path) -> Run:
         raise ValueError("its normalized_scores are not one of its scores")
     with np.load(folder / "eval.npz") as evaluations:
         step, score = evaluations["step"], evaluations["scores"]
-    # with a VQ-VAE that was there already, what would have trained one says nothing
-    unused = {"vqvae_steps", "anneal_lr", "restart_every"} if args.get("vqvae_path") else set()
+    # of a VQ-VAE that was there already, this run does not know the steps; study.sh repeats its other flags
+    unused = {"vqvae_steps"} if args.get("vqvae_path") else set()
     words = (f"{key}={json.dumps(value)}" for key, value in args.items() if key not in IGNORED | unused)
     of_vqvae = ("reconstruction_error", "action_variance", "codes_used", "perplexity")
     return Run(

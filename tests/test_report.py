@@ -275,10 +275,11 @@ def test_unequal_seeds_repeated_and_unfinished_runs(tmp_path, capsys):
 
 
 def test_study_sets_each_change_beside_the_defaults(tmp_path):
-    base = {"learning_rate": 3e-3, "layer_norm": True, "bc_steps": 7}
+    base = {"learning_rate": 3e-3, "layer_norm": True, "bc_steps": 7, "restart_every": 500, "vqvae_path": "one.pt"}
     for seed, score in enumerate((10.0, 20.0, 60.0, 30.0)):
         make_run(tmp_path, "saq_iql", seed, [score], other=[score / 2], **base)
         make_run(tmp_path, "saq_iql", seed, [score + 1], **base | {"learning_rate": 3e-4})
+        make_run(tmp_path, "saq_iql", seed, [score + 2], **base | {"restart_every": 0, "vqvae_path": "other.pt"})
         make_run(tmp_path, "iql", seed, [99.0], **base)
     make_run(tmp_path, "saq_iql", 0, [3.0], **base | {"learning_rate": 3e-4, "layer_norm": False, "acting": "sampled"})
     make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"layer_norm": False})  # has no run at the defaults
@@ -289,8 +290,10 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
     assert text == (tmp_path / "a" / "study.md").read_text()
     tables = {part.partition("\n")[0]: part.rstrip().splitlines()[-1] for part in text.split("## ")[1:]}
     rate, one, paper = "`learning_rate=0.0003`", "`learning_rate=0.001`", "the paper's recipe"
-    assert set(tables) == {rate, one, paper, "`acting=sampled`", "`layer_norm=false`"}
+    restarts = "`restart_every=0`"  # of the VQ-VAE that was given
+    assert set(tables) == {rate, one, paper, restarts, "`acting=sampled`", "`layer_norm=false`"}
     cells = {title: [cell.partition(" ")[0] for cell in tables[title].split(" | ")[1:-1]] for title in tables}
+    assert cells[restarts] == ["25.0", "27.0"]
     assert cells[rate] == ["25.0", "26.0"] and cells["`acting=sampled`"] == ["25.0", "12.5"]
     assert cells[paper][1] == "3.0" and cells[one] == ["", ""]
 
