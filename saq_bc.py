@@ -85,8 +85,6 @@ class Args:
     """normalize the hidden layers of every network but the VQ-VAE (the paper: no)"""
     learning_rate: float = 3e-3
     """learning rate of every network (the paper: 3e-4)"""
-    anneal_lr: bool = True
-    """lower the VQ-VAE's learning rate to 0 along a cosine (the paper: no)"""
     adam_b1: float = 0.9
     """AdamW's beta1 (the paper's published runs: 0.001)"""
     weight_decay: float = 1e-3
@@ -978,7 +976,6 @@ def learn_codes(
             batch_size=args.batch_size,
             optimizer=optimizer,
             generator=generator,
-            anneal_over=args.vqvae_steps if args.anneal_lr else 0,
             restart_every=args.restart_every,
             compile=args.compile,
             on_step=log,

@@ -224,7 +224,6 @@ def train_vqvae(
     batch_size: int = 256,
     optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
-    anneal_over: int | None = None,
     restart_every: int = 500,
     compile: bool = False,
     on_step: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
@@ -237,8 +236,6 @@ def train_vqvae(
         batch_size: rows per gradient step.
         optimizer: left out, Adam with learning rate 3e-3.
         generator: draws the rows, on the model's device; left out, one of seed 0.
-        anneal_over: number of steps in which the learning rate falls to 0 along a cosine, or 0 for a constant one;
-            left out, `steps` if that is a number, else 0.
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
         compile: compile the loss with torch.compile.
@@ -246,17 +243,10 @@ def train_vqvae(
     """
     if optimizer is None:
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
-    if isinstance(steps, int):
-        anneal_over = steps if anneal_over is None else anneal_over
-        steps = range(1, steps + 1)
     if generator is None:
         generator = torch.Generator(actions.device).manual_seed(0)
     loss = torch.compile(model.loss, mode="reduce-overhead" if actions.is_cuda else None) if compile else model.loss
-    for step in steps:
-        if anneal_over:
-            for group in optimizer.param_groups:
-                # of the step's number alone, so that a resumed run takes the same
-                group["lr"] = optimizer.defaults["lr"] * (1 + math.cos(math.pi * (step - 1) / anneal_over)) / 2
+    for step in range(1, steps + 1) if isinstance(steps, int) else steps:
         if restart_every and step == 1:
             initialize_codebook(model, observations, actions, generator)
         elif restart_every and step % restart_every == 0:

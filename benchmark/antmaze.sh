@@ -16,7 +16,7 @@ list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=antmaze/${env//\//_}
         common="--env-id $env --seed $seed --total-steps $STEPS --eval-every 100000"
-        common+=" --learning-rate 3e-4 --no-anneal-lr --no-layer-norm --ema-decay 0"
+        common+=" --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
 
         # SAQ-BC, SAQ-IQL, SAQ-CQL: not released; the sweeps of the authors' adroit (IQL) and kitchen (CQL) scripts.
         # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.

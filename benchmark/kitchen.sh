@@ -16,7 +16,7 @@ list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=kitchen/${env//\//_}
         common="--env-id $env --seed $seed --total-steps $STEPS --eval-every 100000"
-        common+=" --learning-rate 3e-4 --no-anneal-lr --no-layer-norm --ema-decay 0"
+        common+=" --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
 
         # SAQ-CQL: the authors' scripts. SAQ-BC, SAQ-IQL: not released; the sweep of their adroit script (IQL).
         # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.

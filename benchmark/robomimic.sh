@@ -16,7 +16,7 @@ list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=robomimic/${env//\//_}
         common="--env-id $env --seed $seed --total-steps $STEPS --eval-every 100000"
-        common+=" --learning-rate 3e-4 --no-anneal-lr --no-layer-norm --ema-decay 0"
+        common+=" --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
 
         # Not released; the sweeps of the authors' adroit (IQL) and kitchen (CQL) scripts.
         flags="$common --no-standardize --restart-every 0 --weight-decay 1e-3"

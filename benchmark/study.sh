@@ -5,14 +5,13 @@
 #   DATASETS_DIR=~/datasets SEEDS="1 2 3 4 5" JOBS=2 bash benchmark/study.sh
 #   python benchmark/study.py runs --out benchmark/results/study
 #
-# SEEDS, ONLY, ...: see benchmark/README.md. 38 jobs a dataset and seed.
+# SEEDS, ONLY, ...: see benchmark/README.md. 34 jobs a dataset and seed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source benchmark/datasets.sh
 
 changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE is another, and flags
     echo "learning-rate bc,iql,cql,brac 1 --learning-rate 3e-4"
-    echo "anneal-lr bc,iql,cql,brac 1 --no-anneal-lr"
     echo "standardize bc,iql,cql,brac 1 --no-standardize"
     echo "restart-every bc,iql,cql,brac 1 --restart-every 0"
     echo "layer-norm bc,iql,cql,brac 0 --no-layer-norm"
@@ -20,7 +19,7 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
     echo "value-scale iql,cql,brac 0 --value-scale 0"
     echo "tau iql,brac 0 --tau 0.005"
     echo "behavior-floor iql 0 --behavior-floor -8"
-    local paper="--learning-rate 3e-4 --no-anneal-lr --no-standardize --restart-every 0 --no-layer-norm --ema-decay 0"
+    local paper="--learning-rate 3e-4 --no-standardize --restart-every 0 --no-layer-norm --ema-decay 0"
     echo "paper bc 1 $paper --acting sampled"
     echo "paper cql 1 $paper --value-scale 0 --acting greedy"
     echo "paper brac 1 $paper --value-scale 0 --tau 0.005 --acting sampled"

@@ -272,7 +272,6 @@ def test_the_papers_recipe_and_every_other_option_run(tmp_path, algorithm):
         "--batch-size=32",
         "--no-layer-norm",
         "--learning-rate=3e-4",
-        "--no-anneal-lr",
         f"--acting={'greedy' if algorithm == 'saq_cql' else 'sampled'}",
     ]
     done = run(*SMALL, *common, *PAPER[algorithm], folder=tmp_path, algorithm=algorithm)

@@ -144,33 +144,11 @@ def test_training_in_two_parts_gives_the_same_bits():
         torch.manual_seed(3)
         model = VQVAE(5, 3, codebook_size=8, embedding_dim=16, hidden_dim=16)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=True)
-        settings = {"optimizer": optimizer, "generator": torch.Generator().manual_seed(0), "restart_every": 50}
+        generator = torch.Generator().manual_seed(0)
         for steps in parts:
-            train_vqvae(model, observations, actions, steps, anneal_over=200, **settings)
+            train_vqvae(model, observations, actions, steps, optimizer=optimizer, generator=generator, restart_every=50)
         results.append(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values()))
-
-
-def test_the_learning_rate_falls_along_a_cosine():
-    observations, actions = multimodal_data(64)
-    rates = {}
-    for steps, anneal_over in ((4, None), (iter([3, 4]), 4), (iter([1, 2]), None), (2, 0)):
-        model = make(observation_dim=5, action_dim=3)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-        seen = rates[steps if isinstance(steps, int) else "iterable", anneal_over] = []
-        train_vqvae(
-            model,
-            observations,
-            actions,
-            steps,
-            optimizer=optimizer,
-            anneal_over=anneal_over,
-            on_step=lambda *_, seen=seen, group=optimizer.param_groups[0]: seen.append(group["lr"]),
-        )
-    falling = [0.1, 0.1 * (2 + 2**0.5) / 4, 0.05, 0.1 * (2 - 2**0.5) / 4]
-    assert rates[4, None] == pytest.approx(falling)
-    assert rates["iterable", 4] == pytest.approx(falling[2:])
-    assert rates["iterable", None] == rates[2, 0] == [0.1, 0.1]
 
 
 def test_perplexity_counts_codes_in_even_use():
