@@ -14,12 +14,13 @@ sum_k pi_b(k|s) exp (Q(s, k) / alpha) and pi*(k|s) = pi_b(k|s) exp (Q(s, k) / al
 
 which is largest at pi = pi*, with value V(s) = alpha log Z(s). So the actor network, its loss and the sampled KL of
 continuous BRAC disappear: alpha to 0 is Q-learning over the support of pi_b, alpha to infinity evaluates pi_b itself.
-The weight w puts the largest return of the dataset at `value_scale`, so that one alpha fits every reward.
+The weight w puts the largest return of the dataset at `value_scale`, so that one alpha fits every reward. Targets are
+of n steps: w r is the discounted sum of n rewards, s' follows the last of them, and gamma stands for gamma^n.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4,
 whose authors released only the continuous BRAC; BRAC (Wu et al., 2019), section 3. README.md numbers the
 deviations from the paper, whose own quantizer and networks are --no-standardize --restart-every 0 --no-layer-norm
---learning-rate 3e-4 --ema-decay 0 --value-scale 0 --tau 0.005 --acting sampled.
+--learning-rate 3e-4 --ema-decay 0 --value-scale 0 --gamma 0.99 --n-step 1 --tau 0.005 --acting sampled.
 
     python saq_brac.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_brac.py --env-id hopper-medium-v2       # D4RL
@@ -77,17 +78,17 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    vqvae_steps: int = 500_000
+    vqvae_steps: int = 15_000
     """gradient steps of the VQ-VAE"""
-    bc_steps: int = 50_000
+    bc_steps: int = 15_000
     """gradient steps of the behavior policy over codes"""
-    total_steps: int = 1_000_000
+    total_steps: int = 10_000
     """gradient steps of the Q-functions"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
     codebook_size: int = 64
     """K, the number of codes"""
-    hidden_dim: int = 512
+    hidden_dim: int = 256
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
@@ -99,8 +100,10 @@ class Args:
     """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q and behavior policy"""
-    gamma: float = 0.99
-    """discount factor"""
+    gamma: float | None = None
+    """discount factor; default 1 - 1 / h, of the data's mean episode of h steps (the paper: 0.99)"""
+    n_step: int | None = None
+    """rewards summed before a target bootstraps; default h / 50, at least 1 (the paper: 1)"""
     alpha: float = 3.0
     """weight of the KL divergence from the behavior policy"""
     q_functions: int = 2
@@ -1049,8 +1052,7 @@ def brac_loss(
     rewards: torch.Tensor,
     next_observations: torch.Tensor,
     next_log_behavior: torch.Tensor,
-    terminals: torch.Tensor,
-    gamma: float,
+    discounts: torch.Tensor,
     alpha: float,
 ) -> dict[str, torch.Tensor]:
     """Clipped Q-learning with BRAC's value penalty (Wu et al., 2019, section 3), in closed form over policies.
@@ -1060,17 +1062,53 @@ def brac_loss(
         observations, next_observations: (B, observation_dim) float32.
         codes: (B,) int64, the codes of the actions taken.
         next_log_behavior: (B, K) float32, log pi_b(k|s').
-        rewards, terminals: (B,) float32.
+        rewards, discounts: (B,) float32, of the n steps from `observations` to `next_observations` (`n_step_returns`).
 
     Returns:
         Scalars: `loss` to minimize, the sum over the n Q-functions; and `q_values`, the mean Q of the codes taken.
     """
     with torch.no_grad():
         next_values = soft_value(q_target(next_observations).amin(0), next_log_behavior, alpha)
-        targets = rewards + gamma * (1.0 - terminals) * next_values
+        targets = rewards + discounts * next_values
     values = q(observations)
     taken = values.gather(2, codes.expand(len(values), -1)[:, :, None]).squeeze(2)
     return {"loss": (taken - targets).square().mean(1).sum(), "q_values": taken.detach().mean()}
+
+
+def time_scale(args, dataset: Dataset) -> tuple[float, int]:
+    """Discount factor and n of the n-step returns: as given, else by the data's mean episode, of h steps.
+
+    The discount 1 - 1/h sees an episode's end from its beginning; n = h / 50 takes a reward there in some 50 backups.
+    """
+    h = len(dataset.actions) / len(dataset.episode_returns)
+    gamma = 1.0 - 1.0 / h if args.gamma is None else args.gamma
+    return gamma, args.n_step or max(1, round(h / 50))
+
+
+def n_step_returns(
+    dataset: Dataset, rewards: torch.Tensor, gamma: float, n: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The parts of y = R + discount V(s_next) of every transition: n rewards, or those to the end of what is known.
+
+    Args:
+        rewards: (M,) float32, of the dataset's rows.
+
+    Returns:
+        R (N,) float32, the discounted sum of m <= n rewards; the rows (N,) int64 of the observations s_next that follow
+        them; the discounts (N,) float32, gamma^m, or 0 where the episode is over (terminal).
+    """
+    reward = rewards[dataset.transitions]
+    follow_rows, discount = dataset.next_rows, gamma * (1.0 - dataset.terminals[dataset.transitions])
+    transition_of = torch.full((len(dataset.observations),), -1, device=rewards.device)
+    transition_of[dataset.transitions] = torch.arange(len(reward), device=rewards.device)
+    returns, next_rows, discounts = reward, follow_rows, discount
+    for _ in range(n - 1):
+        following = transition_of[next_rows]
+        known = following >= 0  # else a time-out, or the last observation of the file
+        returns = torch.where(known, returns + discounts * reward[following], returns)
+        next_rows = torch.where(known, follow_rows[following], next_rows)
+        discounts = torch.where(known, discounts * discount[following], discounts)
+    return returns, next_rows, discounts
 
 
 def largest_return(dataset: Dataset, gamma: float) -> float:
@@ -1086,7 +1124,7 @@ def largest_return(dataset: Dataset, gamma: float) -> float:
 
 
 if __name__ == "__main__":
-    args, task = parse_args(Args, positive=("alpha", "q_functions"))
+    args, task = parse_args(Args, positive=("alpha", "q_functions", "n_step"))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -1140,21 +1178,21 @@ if __name__ == "__main__":
     with torch.no_grad():
         for rows in torch.arange(len(log_behavior), device=device).split(16384):
             log_behavior[rows] = behavior_acting(dataset.observations[rows]).log_softmax(1)
-    scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
-    rewards = scale * dataset.rewards
+    gamma, n_step = time_scale(args, dataset)
+    scale = args.value_scale / (largest_return(dataset, gamma) or 1.0) if args.value_scale else 1.0
+    returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
     for step in run.steps("rl", args.total_steps, "losses/"):
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
-        rows, next_rows = dataset.transitions[picks], dataset.next_rows[picks]
+        rows = dataset.transitions[picks]
         run.metrics = brac_loss(
             q,
             q_target,
             dataset.observations[rows],
             codes[rows],
-            rewards[rows],
-            dataset.observations[next_rows],
-            log_behavior[next_rows],
-            dataset.terminals[rows],
-            args.gamma,
+            returns[picks],
+            dataset.observations[next_rows[picks]],
+            log_behavior[next_rows[picks]],
+            discounts[picks],
             args.alpha,
         )
         q_optimizer.zero_grad()
@@ -1172,4 +1210,6 @@ if __name__ == "__main__":
         {"q": q_acting, "behavior": behavior_acting},
         vqvae=vqvae_quality,
         reward_scale=scale,
+        gamma=gamma,
+        n_step=n_step,
     )

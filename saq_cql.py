@@ -8,11 +8,13 @@
 
 Over K codes the log-sum-exp is a sum of K terms; continuous CQL estimates it from sampled actions. Over T, the
 regularizer is the cross-entropy of pi on the data's codes, so that alpha says how closely the policy imitates. The
-weight w puts the largest return of the dataset at `value_scale`, so that one T and one alpha fit every reward.
+weight w puts the largest return of the dataset at `value_scale`, so that one T and one alpha fit every reward. Targets
+are of n steps: w r is the discounted sum of n rewards, s' follows the last of them, and gamma stands for gamma^n.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
 CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper, whose own recipe is
---no-standardize --restart-every 0 --no-layer-norm --learning-rate 3e-4 --ema-decay 0 --value-scale 0 --acting greedy.
+--no-standardize --restart-every 0 --no-layer-norm --learning-rate 3e-4 --ema-decay 0 --value-scale 0 --gamma 0.99
+--n-step 1 --acting greedy.
 
     python saq_cql.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_cql.py --env-id hopper-medium-v2       # D4RL
@@ -70,15 +72,15 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    vqvae_steps: int = 500_000
+    vqvae_steps: int = 15_000
     """gradient steps of the VQ-VAE"""
-    total_steps: int = 1_000_000
+    total_steps: int = 10_000
     """gradient steps of the Q-function"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
     codebook_size: int = 64
     """K, the number of codes"""
-    hidden_dim: int = 512
+    hidden_dim: int = 256
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
@@ -92,8 +94,10 @@ class Args:
     """AdamW's beta1 for Q (the paper's published runs: 0.001)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q (the paper's published runs: 1e-4)"""
-    gamma: float = 0.99
-    """discount factor"""
+    gamma: float | None = None
+    """discount factor; default 1 - 1 / h, of the data's mean episode of h steps (the paper: 0.99)"""
+    n_step: int | None = None
+    """rewards summed before a target bootstraps; default h / 50, at least 1 (the paper: 1)"""
     alpha: float = 20.0
     """weight of the conservative regularizer"""
     temperature: float = 1.0
@@ -104,7 +108,7 @@ class Args:
     """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
     acting: Literal["mean", "greedy", "sampled"] = "mean"
     """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
-    target_period: int = 200
+    target_period: int = 20
     """gradient steps between hard copies of Q to its target network"""
     eval_every: int = 10_000
     """gradient steps of Q between evaluations"""
@@ -1009,8 +1013,7 @@ def cql_loss(
     codes: torch.Tensor,
     rewards: torch.Tensor,
     next_observations: torch.Tensor,
-    terminals: torch.Tensor,
-    gamma: float,
+    discounts: torch.Tensor,
     alpha: float,
     temperature: float,
 ) -> dict[str, torch.Tensor]:
@@ -1020,7 +1023,7 @@ def cql_loss(
         q, q_target: map observations to values (B, K) of the codes.
         observations, next_observations: (B, observation_dim) float32.
         codes: (B,) int64, the codes of the actions taken.
-        rewards, terminals: (B,) float32.
+        rewards, discounts: (B,) float32, of the n steps from `observations` to `next_observations` (`n_step_returns`).
 
     Returns:
         Scalars: `loss` to minimize, its parts `td_loss` and `cql_loss`, and `q_values`, the mean Q of the codes taken.
@@ -1028,7 +1031,7 @@ def cql_loss(
     with torch.no_grad():
         next_codes = q(next_observations).argmax(1, keepdim=True)
         next_values = q_target(next_observations).gather(1, next_codes).squeeze(1)
-        targets = rewards + gamma * (1.0 - terminals) * next_values
+        targets = rewards + discounts * next_values
     values = q(observations)
     taken = values.gather(1, codes[:, None]).squeeze(1)
     td_loss = F.mse_loss(taken, targets)
@@ -1039,6 +1042,42 @@ def cql_loss(
         "cql_loss": conservative.detach(),
         "q_values": taken.detach().mean(),
     }
+
+
+def time_scale(args, dataset: Dataset) -> tuple[float, int]:
+    """Discount factor and n of the n-step returns: as given, else by the data's mean episode, of h steps.
+
+    The discount 1 - 1/h sees an episode's end from its beginning; n = h / 50 takes a reward there in some 50 backups.
+    """
+    h = len(dataset.actions) / len(dataset.episode_returns)
+    gamma = 1.0 - 1.0 / h if args.gamma is None else args.gamma
+    return gamma, args.n_step or max(1, round(h / 50))
+
+
+def n_step_returns(
+    dataset: Dataset, rewards: torch.Tensor, gamma: float, n: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The parts of y = R + discount V(s_next) of every transition: n rewards, or those to the end of what is known.
+
+    Args:
+        rewards: (M,) float32, of the dataset's rows.
+
+    Returns:
+        R (N,) float32, the discounted sum of m <= n rewards; the rows (N,) int64 of the observations s_next that follow
+        them; the discounts (N,) float32, gamma^m, or 0 where the episode is over (terminal).
+    """
+    reward = rewards[dataset.transitions]
+    follow_rows, discount = dataset.next_rows, gamma * (1.0 - dataset.terminals[dataset.transitions])
+    transition_of = torch.full((len(dataset.observations),), -1, device=rewards.device)
+    transition_of[dataset.transitions] = torch.arange(len(reward), device=rewards.device)
+    returns, next_rows, discounts = reward, follow_rows, discount
+    for _ in range(n - 1):
+        following = transition_of[next_rows]
+        known = following >= 0  # else a time-out, or the last observation of the file
+        returns = torch.where(known, returns + discounts * reward[following], returns)
+        next_rows = torch.where(known, follow_rows[following], next_rows)
+        discounts = torch.where(known, discounts * discount[following], discounts)
+    return returns, next_rows, discounts
 
 
 def largest_return(dataset: Dataset, gamma: float) -> float:
@@ -1054,7 +1093,7 @@ def largest_return(dataset: Dataset, gamma: float) -> float:
 
 
 if __name__ == "__main__":
-    args, task = parse_args(Args, positive=("temperature",))
+    args, task = parse_args(Args, positive=("temperature", "n_step"))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -1079,20 +1118,20 @@ if __name__ == "__main__":
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)
 
     # Conservative Q-learning on the codes.
-    scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
-    rewards = scale * dataset.rewards
+    gamma, n_step = time_scale(args, dataset)
+    scale = args.value_scale / (largest_return(dataset, gamma) or 1.0) if args.value_scale else 1.0
+    returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
     for step in run.steps("rl", args.total_steps, "losses/"):
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
-        rows, next_rows = dataset.transitions[picks], dataset.next_rows[picks]
+        rows = dataset.transitions[picks]
         run.metrics = cql_loss(
             q,
             q_target,
             dataset.observations[rows],
             codes[rows],
-            rewards[rows],
-            dataset.observations[next_rows],
-            dataset.terminals[rows],
-            args.gamma,
+            returns[picks],
+            dataset.observations[next_rows[picks]],
+            discounts[picks],
             args.alpha,
             args.temperature,
         )

@@ -8,12 +8,13 @@
 
 Continuous IQL extracts its policy pi ~ pi_b exp((Q - V) / temperature) by weighted regression onto an actor. Over K
 codes the policy is a softmax of K terms: there is no actor, and the temperature can be chosen after training. The
-weight w puts the largest return of the dataset at `value_scale`, so that one temperature fits every reward.
+weight w puts the largest return of the dataset at `value_scale`, so that one temperature fits every reward. Targets are
+of n steps: w r is the discounted sum of n rewards, s' follows the last of them, and gamma stands for gamma^n.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
 IQL (Kostrikov et al., ICLR 2022), equations 5 to 7. README.md numbers the deviations from the paper, whose own recipe
-is --no-standardize --restart-every 0 --no-layer-norm --learning-rate 3e-4 --ema-decay 0 --value-scale 0 --tau 0.005
---behavior-floor -8 --acting sampled.
+is --no-standardize --restart-every 0 --no-layer-norm --learning-rate 3e-4 --ema-decay 0 --value-scale 0 --gamma 0.99
+--n-step 1 --tau 0.005 --behavior-floor -8 --acting sampled.
 
     python saq_iql.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_iql.py --env-id hopper-medium-v2       # D4RL
@@ -71,17 +72,17 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    vqvae_steps: int = 500_000
+    vqvae_steps: int = 15_000
     """gradient steps of the VQ-VAE"""
-    bc_steps: int = 50_000
+    bc_steps: int = 15_000
     """gradient steps of the behavior policy over codes"""
-    total_steps: int = 1_000_000
+    total_steps: int = 10_000
     """gradient steps of Q and V"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
     codebook_size: int = 64
     """K, the number of codes"""
-    hidden_dim: int = 512
+    hidden_dim: int = 256
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
@@ -93,8 +94,10 @@ class Args:
     """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q and behavior policy"""
-    gamma: float = 0.99
-    """discount factor"""
+    gamma: float | None = None
+    """discount factor; default 1 - 1 / h, of the data's mean episode of h steps (the paper: 0.99)"""
+    n_step: int | None = None
+    """rewards summed before a target bootstraps; default h / 50, at least 1 (the paper: 1)"""
     expectile: float = 0.7
     """expectile of V over the codes of the data; 0.5: their mean"""
     temperature: float = 3.0
@@ -1029,8 +1032,7 @@ def iql_loss(
     codes: torch.Tensor,
     rewards: torch.Tensor,
     next_observations: torch.Tensor,
-    terminals: torch.Tensor,
-    gamma: float,
+    discounts: torch.Tensor,
     expectile: float,
 ) -> dict[str, torch.Tensor]:
     """IQL's two losses (Kostrikov et al., 2022, equations 5 and 6), which share no parameter, as one sum.
@@ -1040,13 +1042,13 @@ def iql_loss(
         v: maps observations to values (B, 1) of the states.
         observations, next_observations: (B, observation_dim) float32.
         codes: (B,) int64, the codes of the actions taken.
-        rewards, terminals: (B,) float32.
+        rewards, discounts: (B,) float32, of the n steps from `observations` to `next_observations` (`n_step_returns`).
 
     Returns:
         Scalars: `loss` to minimize, its parts `v_loss` and `q_loss`, and the means `v_values` and `q_values`.
     """
     with torch.no_grad():
-        targets = rewards + gamma * (1.0 - terminals) * v(next_observations).squeeze(1)
+        targets = rewards + discounts * v(next_observations).squeeze(1)
         target_taken = q_target(observations).gather(1, codes[:, None]).squeeze(1)
     values = v(observations).squeeze(1)
     taken = q(observations).gather(1, codes[:, None]).squeeze(1)
@@ -1075,6 +1077,42 @@ def policy_logits(
     return values / temperature + log_behavior
 
 
+def time_scale(args, dataset: Dataset) -> tuple[float, int]:
+    """Discount factor and n of the n-step returns: as given, else by the data's mean episode, of h steps.
+
+    The discount 1 - 1/h sees an episode's end from its beginning; n = h / 50 takes a reward there in some 50 backups.
+    """
+    h = len(dataset.actions) / len(dataset.episode_returns)
+    gamma = 1.0 - 1.0 / h if args.gamma is None else args.gamma
+    return gamma, args.n_step or max(1, round(h / 50))
+
+
+def n_step_returns(
+    dataset: Dataset, rewards: torch.Tensor, gamma: float, n: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The parts of y = R + discount V(s_next) of every transition: n rewards, or those to the end of what is known.
+
+    Args:
+        rewards: (M,) float32, of the dataset's rows.
+
+    Returns:
+        R (N,) float32, the discounted sum of m <= n rewards; the rows (N,) int64 of the observations s_next that follow
+        them; the discounts (N,) float32, gamma^m, or 0 where the episode is over (terminal).
+    """
+    reward = rewards[dataset.transitions]
+    follow_rows, discount = dataset.next_rows, gamma * (1.0 - dataset.terminals[dataset.transitions])
+    transition_of = torch.full((len(dataset.observations),), -1, device=rewards.device)
+    transition_of[dataset.transitions] = torch.arange(len(reward), device=rewards.device)
+    returns, next_rows, discounts = reward, follow_rows, discount
+    for _ in range(n - 1):
+        following = transition_of[next_rows]
+        known = following >= 0  # else a time-out, or the last observation of the file
+        returns = torch.where(known, returns + discounts * reward[following], returns)
+        next_rows = torch.where(known, follow_rows[following], next_rows)
+        discounts = torch.where(known, discounts * discount[following], discounts)
+    return returns, next_rows, discounts
+
+
 def largest_return(dataset: Dataset, gamma: float) -> float:
     """The largest absolute discounted return from any row of the dataset to the end of its episode."""
     continues = torch.zeros_like(dataset.rewards)
@@ -1095,7 +1133,7 @@ def domain_scale(env_id: str, episode_returns: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    args, task = parse_args(Args, positive=("temperature",))
+    args, task = parse_args(Args, positive=("temperature", "n_step"))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -1145,24 +1183,24 @@ if __name__ == "__main__":
         follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
 
     # Implicit Q-learning on the codes.
+    gamma, n_step = time_scale(args, dataset)
     if args.value_scale:
-        scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0)
+        scale = args.value_scale / (largest_return(dataset, gamma) or 1.0)
     else:
         scale = domain_scale(args.env_id, dataset.episode_returns)
-    rewards = scale * dataset.rewards
+    returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
     for step in run.steps("rl", args.total_steps, "losses/"):
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
-        rows, next_rows = dataset.transitions[picks], dataset.next_rows[picks]
+        rows = dataset.transitions[picks]
         run.metrics = iql_loss(
             q,
             q_target,
             v,
             dataset.observations[rows],
             codes[rows],
-            rewards[rows],
-            dataset.observations[next_rows],
-            dataset.terminals[rows],
-            args.gamma,
+            returns[picks],
+            dataset.observations[next_rows[picks]],
+            discounts[picks],
             args.expectile,
         )
         optimizer.zero_grad()
@@ -1180,4 +1218,6 @@ if __name__ == "__main__":
         {"q": q_acting, "v": v, "behavior": behavior_acting},
         vqvae=vqvae_quality,
         reward_scale=scale,
+        gamma=gamma,
+        n_step=n_step,
     )

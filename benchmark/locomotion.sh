@@ -16,7 +16,7 @@ list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=locomotion/${env//\//_}
         common="--env-id $env --seed $seed --total-steps $STEPS"
-        common+=" --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
+        common+=" --hidden-dim 512 --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
 
         # SAQ-BC, SAQ-IQL, SAQ-CQL: the authors' scripts.
         # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.
@@ -29,7 +29,7 @@ list_jobs() {
                 echo "$at/${family}_bc,codebook-size=$size/$seed python ${script/ALGORITHM/bc} $flags" \
                     "--codebook-size $size --vqvae-steps $VQVAE_STEPS --acting sampled"
             done
-            flags+=" --value-scale 0"
+            flags+=" --value-scale 0 --gamma 0.99 --n-step 1"
             codes="--codebook-size 64 --vqvae-path {$at/${family}_bc,codebook-size=64/$seed}/vqvae.pt"
             echo "$at/${family}_iql,expectile=0.7,temperature=2/$seed python ${script/ALGORITHM/iql} $flags $codes" \
                 "--bc-steps $BC_STEPS --expectile 0.7 --temperature 2 --tau 0.005 --behavior-floor -8" \
@@ -47,7 +47,7 @@ list_jobs() {
         # Continuous. IQL: its paper's locomotion settings. CQL: the weights of its paper and of its
         # reimplementations. BRAC: the authors' scripts, which train 5M steps of the behavior policy and 2M of the rest.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
-        flags="$common --value-scale 0 --tau 0.005"
+        flags="$common --value-scale 0 --gamma 0.99 --n-step 1 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"
         for alpha in 5 10; do
             echo "$at/cql,alpha=$alpha/$seed python benchmark/baselines/cql.py $flags --alpha $alpha"

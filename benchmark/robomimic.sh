@@ -16,13 +16,13 @@ list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=robomimic/${env//\//_}
         common="--env-id $env --seed $seed --total-steps $STEPS --eval-every 100000"
-        common+=" --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
+        common+=" --hidden-dim 512 --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
 
         # Not released; the sweeps of the authors' adroit (IQL) and kitchen (CQL) scripts.
         flags="$common --no-standardize --restart-every 0 --weight-decay 1e-3"
         echo "$at/saq_bc,codebook-size=64/$seed python saq_bc.py $flags" \
             "--codebook-size 64 --vqvae-steps $VQVAE_STEPS --acting sampled"
-        flags+=" --value-scale 0"
+        flags+=" --value-scale 0 --gamma 0.99 --n-step 1"
         codes="--codebook-size 64 --vqvae-path {$at/saq_bc,codebook-size=64/$seed}/vqvae.pt"
         for expectile in 0.7 0.8 0.9; do for temperature in 0.5 1 2; do
             name=saq_iql,expectile=$expectile,temperature=$temperature
@@ -36,7 +36,7 @@ list_jobs() {
 
         # Continuous. IQL: its paper's locomotion settings. CQL: the weights of its paper and of its reimplementations.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
-        flags="$common --value-scale 0 --tau 0.005"
+        flags="$common --value-scale 0 --gamma 0.99 --n-step 1 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"
         for alpha in 5 10; do
             echo "$at/cql,alpha=$alpha/$seed python benchmark/baselines/cql.py $flags --alpha $alpha"

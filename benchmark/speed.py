@@ -82,7 +82,7 @@ def main(args: Args) -> None:
     obs, act, hidden, codes = args.observation_dim, args.action_dim, args.hidden_dim, 64
     rows = 20_000
     observations, actions = torch.randn(rows + 1, obs), torch.rand(rows + 1, act) * 2 - 1
-    table, rewards, terminals = torch.randint(codes, (rows,)), torch.randn(rows), torch.zeros(rows)
+    table, rewards, discounts = torch.randint(codes, (rows,)), torch.randn(rows), torch.full((rows,), 0.99)
     log_behavior = torch.randn(rows + 1, codes).log_softmax(1)
     vqvae = VQVAE(obs, act, codebook_size=codes, hidden_dim=hidden)
     compiled = torch.compile if args.compile else lambda function: function
@@ -129,16 +129,16 @@ def main(args: Args) -> None:
             q_layers,
         ),
         "SAQ-CQL": (
-            train(lambda i: cql_step(q, q_target, *batch(i), terminals[i], 0.99, 20.0, 1.0), [q], (q_acting,)),
+            train(lambda i: cql_step(q, q_target, *batch(i), discounts[i], 20.0, 1.0), [q], (q_acting,)),
             q_layers + 2 * forward_q,
         ),
         "SAQ-IQL": (
-            train(lambda i: iql_step(q, q_target, v, *batch(i), terminals[i], 0.99, 0.7), [q, v], (q_target, q_acting)),
+            train(lambda i: iql_step(q, q_target, v, *batch(i), discounts[i], 0.7), [q, v], (q_target, q_acting)),
             q_layers + v_layers + forward_q + forward_v,
         ),
         "SAQ-BRAC": (
             train(
-                lambda i: brac_step(twin, twin_target, *batch(i), log_behavior[i + 1], terminals[i], 0.99, 3.0),
+                lambda i: brac_step(twin, twin_target, *batch(i), log_behavior[i + 1], discounts[i], 3.0),
                 [twin],
                 (twin_target, twin_acting),
             ),

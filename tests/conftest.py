@@ -38,7 +38,7 @@ def batch(codes: int = 6, rows: int = 32) -> dict[str, torch.Tensor]:
         "codes": torch.randint(codes, (rows,)),
         "rewards": torch.randn(rows),
         "next_observations": torch.randn(rows, 4),
-        "terminals": (torch.rand(rows) < 0.3).float(),
+        "discounts": 0.9 * (torch.rand(rows) < 0.7),
     }
 
 
@@ -69,7 +69,7 @@ class Corridor:
         self.actions = torch.from_numpy(actions)[:, None]
         self.rewards = torch.from_numpy(np.where(terminals, 1.0, -0.05).astype(np.float32))
         self.next_observations = torch.eye(4)[np.minimum(state + right, 3)]
-        self.terminals = torch.from_numpy(terminals.astype(np.float32))
+        self.discounts = torch.from_numpy(GAMMA * (1.0 - terminals.astype(np.float32)))
         self.vqvae = VQVAE(4, 1, codebook_size=16, hidden_dim=64)
         generator = torch.Generator().manual_seed(0)
         train_vqvae(self.vqvae, self.observations, self.actions, 2000, generator=generator)
@@ -79,7 +79,7 @@ class Corridor:
         generator = torch.Generator().manual_seed(0)
         for _ in range(steps):
             rows = torch.randint(len(self.codes), (256,), generator=generator)
-            keys = ("observations", "codes", "rewards", "next_observations", "terminals")
+            keys = ("observations", "codes", "rewards", "next_observations", "discounts")
             yield {key: getattr(self, key)[rows] for key in keys}
 
     def code_frequencies(self) -> torch.Tensor:

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import GAMMA, ROOT
+from conftest import ROOT
 from scipy import stats
 from test_script import same
 from test_shared import field, named
@@ -47,7 +47,7 @@ def batch(rows=32):
         "actions": (low + (high - low) * (0.01 + 0.98 * torch.rand(rows, 2))),
         "rewards": torch.randn(rows),
         "next_observations": torch.randn(rows, 4),
-        "terminals": (torch.rand(rows) < 0.3).float(),
+        "discounts": 0.9 * (torch.rand(rows) < 0.7),
     }
 
 
@@ -118,14 +118,14 @@ def test_behavior_loss_is_the_likelihood_of_actions():
 def test_iql_loss_is_the_equations():
     (q, q_target), v, actor = double_q(), mlp(STANDARDIZE, 1, 16), GaussianPolicy(STANDARDIZE, SPACE, 16, True)
     data, beta = batch(), 40.0  # so that some weights meet their limit
-    metrics = iql_loss(q, q_target, v, actor, **data, gamma=0.9, expectile=0.7, beta=beta)
+    metrics = iql_loss(q, q_target, v, actor, **data, expectile=0.7, beta=beta)
     v_loss, q_loss, actor_loss, limited = [], [], [], 0
     for i in range(32):
         row = {key: value[i : i + 1] for key, value in data.items()}
         here, action = row["observations"], row["actions"]
         u = min(q_target(here, action)[:, 0].tolist()) - v(here).item()
         v_loss.append(abs(0.7 - (u < 0)) * u**2)
-        y = row["rewards"].item() + 0.9 * (1 - row["terminals"].item()) * v(row["next_observations"]).item()
+        y = row["rewards"].item() + row["discounts"].item() * v(row["next_observations"]).item()
         q_loss.append(sum((value - y) ** 2 for value in q(here, action)[:, 0].tolist()))
         limited += np.exp(beta * u) > 100
         actor_loss.append(-min(np.exp(beta * u), 100.0) * actor.log_prob(here, action).item())
@@ -140,7 +140,7 @@ def test_iql_loss_is_the_equations():
 def cql_inputs(n=3, **changes):
     q, q_target = double_q()
     inputs = {"q": q, "q_target": q_target, "actor": TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True), **batch()}
-    inputs |= {"log_entropy_weight": torch.tensor(0.3, requires_grad=True), "gamma": 0.9, "alpha": 2.0}
+    inputs |= {"log_entropy_weight": torch.tensor(0.3, requires_grad=True), "alpha": 2.0}
     inputs |= {"uniform": 2 * torch.rand(n, 32, 2) - 1, "noise": torch.randn(1 + n, 2, 32, 2)}
     return inputs | changes
 
@@ -158,7 +158,7 @@ def test_cql_loss_is_the_equations():
             u = normals[state].mean + normals[state].stddev * inputs["noise"][j, state, i]
             return actor.squash(u), actor.log_prob(normals[state], u)
 
-        y = q_target(there, drawn(0, 1)[0]).min() * 0.9 * (1 - inputs["terminals"][i]) + inputs["rewards"][i]
+        y = q_target(there, drawn(0, 1)[0]).min() * inputs["discounts"][i] + inputs["rewards"][i]
         taken = q(here, inputs["actions"][i : i + 1])[:, 0]
         td_loss.append((taken - y).square().sum().item())
         terms = []
@@ -183,7 +183,7 @@ def test_cql_loss_is_the_equations():
 
 def test_the_sampled_log_integral_converges_to_the_integral():
     inputs = cql_inputs(n=4000)
-    inputs |= {k: inputs[k][:2] for k in ("observations", "actions", "rewards", "next_observations", "terminals")}
+    inputs |= {k: inputs[k][:2] for k in ("observations", "actions", "rewards", "next_observations", "discounts")}
     inputs |= {"uniform": inputs["uniform"][:, :2], "noise": inputs["noise"][:, :, :2]}
     q = inputs["q"]
     for member in q.members:
@@ -203,7 +203,7 @@ def test_brac_loss_is_the_equations():
     (q, q_target), alpha = double_q(), 0.7
     actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True) for _ in range(2))
     data, noise = batch(), torch.randn(2, 32, 2)
-    metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, gamma=0.9, alpha=alpha)
+    metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, alpha=alpha)
 
     def kl(observations):
         (m, s), (mb, sb) = ((n.mean, n.stddev) for n in (actor(observations), behavior(observations)))
@@ -212,7 +212,7 @@ def test_brac_loss_is_the_equations():
     here, there = data["observations"], data["next_observations"]
     squashed = [actor.squash(actor(s).mean + actor(s).stddev * e) for s, e in zip((here, there), noise)]
     values = q_target(there, squashed[1]).amin(0) - alpha * kl(there)
-    y = data["rewards"] + 0.9 * (1 - data["terminals"]) * values
+    y = data["rewards"] + data["discounts"] * values
     q_loss = sum(((value - y) ** 2).mean() for value in q(here, data["actions"]))
     actor_loss = (alpha * kl(here) - q(here, squashed[0]).amin(0)).mean()
     torch.testing.assert_close(metrics["q_loss"], q_loss.detach())
@@ -232,20 +232,20 @@ def test_the_kl_of_the_gaussians_is_that_of_the_actions():
 
 @pytest.mark.parametrize("algorithm", ["iql", "cql", "brac"])
 def test_no_gradient_of_the_policys_loss_reaches_q(algorithm):
-    """Q at its targets (gamma 0, rewards equal to Q) learns nothing by itself: a gradient would be the policy's."""
-    data, (q, q_target) = batch(), double_q()
+    """Q at its targets (discounts 0, rewards equal to Q) learns nothing by itself: a gradient would be the policy's."""
+    data, (q, q_target) = batch() | {"discounts": torch.zeros(32)}, double_q()
     q.members[1].load_state_dict(q.members[0].state_dict())
     data["rewards"] = q(data["observations"], data["actions"])[0].detach()
     if algorithm == "iql":
         actor, v = GaussianPolicy(STANDARDIZE, SPACE, 16, True), mlp(STANDARDIZE, 1, 16)
-        metrics = iql_loss(q, q_target, v, actor, **data, gamma=0.0, expectile=0.7, beta=1.0)
+        metrics = iql_loss(q, q_target, v, actor, **data, expectile=0.7, beta=1.0)
     elif algorithm == "cql":
-        inputs = cql_inputs() | data | {"q": q, "q_target": q_target, "gamma": 0.0, "alpha": 0.0}
+        inputs = cql_inputs() | data | {"q": q, "q_target": q_target, "alpha": 0.0}
         actor, metrics = inputs["actor"], cql_loss(**inputs)
     else:
         actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True) for _ in range(2))
         noise = torch.randn(2, 32, 2)
-        metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, gamma=0.0, alpha=1.0)
+        metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, alpha=1.0)
         assert all(p.grad is None for p in behavior.parameters())
     metrics["loss"].backward()
     assert all(p.grad is None for p in q_target.parameters())
@@ -276,10 +276,10 @@ def test_baselines_find_the_way_out_of_a_known_mdp(corridor, algorithm):
     generator = torch.Generator().manual_seed(0)
     for _ in range(1500):
         rows = torch.randint(len(corridor.codes), (256,), generator=generator)
-        keys = ("observations", "actions", "rewards", "next_observations", "terminals")
+        keys = ("observations", "actions", "rewards", "next_observations", "discounts")
         data = {key: getattr(corridor, key)[rows] for key in keys}
         data["rewards"] = scale * data["rewards"]
-        rl = {**data, "q": q, "q_target": q_target, "actor": actor, "gamma": GAMMA}
+        rl = {**data, "q": q, "q_target": q_target, "actor": actor}
         if algorithm == "iql":
             loss = iql_loss(**rl, v=v, expectile=0.9, beta=1.0)["loss"]
         elif algorithm == "cql":

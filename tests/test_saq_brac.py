@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import GAMMA, batch
+from conftest import batch
 from scipy.optimize import minimize
 
 from saq_brac import Ensemble, brac_loss, follow, mlp, policy_logits, soft_value
@@ -59,13 +59,13 @@ def test_brac_loss_is_the_equation():
     q, q_target = twins()
     data = batch()
     next_log_behavior = torch.randn(32, 6).log_softmax(1)
-    metrics = brac_loss(q, q_target, next_log_behavior=next_log_behavior, **data, gamma=0.9, alpha=2.0)
+    metrics = brac_loss(q, q_target, next_log_behavior=next_log_behavior, **data, alpha=2.0)
     losses = []
     for i, code in enumerate(data["codes"].tolist()):
         here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
         least = np.minimum(*(network(there)[0].detach().double().numpy() for network in q_target.members))
         weights = np.exp(next_log_behavior[i].double().numpy() + least / 2.0)
-        y = data["rewards"][i].item() + 0.9 * (1 - data["terminals"][i].item()) * 2.0 * np.log(weights.sum())
+        y = data["rewards"][i].item() + data["discounts"][i].item() * 2.0 * np.log(weights.sum())
         losses.append(sum((network(here)[0, code].item() - y) ** 2 for network in q.members))
     assert metrics["loss"].item() == pytest.approx(np.mean(losses), rel=1e-4)
 
@@ -73,7 +73,7 @@ def test_brac_loss_is_the_equation():
 def test_no_gradient_through_the_backup():
     q, q_target = twins()
     next_log_behavior = torch.zeros(32, 6, requires_grad=True)
-    brac_loss(q, q_target, next_log_behavior=next_log_behavior, **batch(), gamma=0.9, alpha=1.0)["loss"].backward()
+    brac_loss(q, q_target, next_log_behavior=next_log_behavior, **batch(), alpha=1.0)["loss"].backward()
     assert all(p.grad is None for p in q_target.parameters()) and next_log_behavior.grad is None
     assert all(p.grad is not None for p in q.parameters())
 
@@ -87,7 +87,7 @@ def train(corridor, alpha: float, scale: float = 10.0, steps: int = 3000) -> tor
     for data in corridor.batches(steps):
         data["rewards"] *= scale
         next_log_behavior = log_behavior[data["next_observations"].argmax(1)]
-        metrics = brac_loss(q, q_target, next_log_behavior=next_log_behavior, **data, gamma=GAMMA, alpha=alpha * scale)
+        metrics = brac_loss(q, q_target, next_log_behavior=next_log_behavior, **data, alpha=alpha * scale)
         optimizer.zero_grad()
         metrics["loss"].backward()
         optimizer.step()

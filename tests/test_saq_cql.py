@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import GAMMA, batch
+from conftest import batch
 
-from saq_cql import Dataset, cql_loss, largest_return, mlp
+from saq_cql import Args, Dataset, cql_loss, largest_return, mlp, n_step_returns, time_scale
 from vqvae import VQVAE
 
 
@@ -19,14 +19,14 @@ def networks():
 def test_cql_loss_is_the_equation(temperature):
     q, q_target = networks()
     data = batch()
-    metrics = cql_loss(q, q_target, **data, gamma=0.9, alpha=2.5, temperature=temperature)
+    metrics = cql_loss(q, q_target, **data, alpha=2.5, temperature=temperature)
     td, conservative = [], []
     for i in range(32):
         values = q(data["observations"][i : i + 1])[0].tolist()
         online = q(data["next_observations"][i : i + 1])[0].tolist()
         target = q_target(data["next_observations"][i : i + 1])[0].tolist()
         best = max(range(6), key=lambda k: online[k])
-        y = data["rewards"][i].item() + 0.9 * (1 - data["terminals"][i].item()) * target[best]
+        y = data["rewards"][i].item() + data["discounts"][i].item() * target[best]
         code = data["codes"][i].item()
         td.append((values[code] - y) ** 2)
         lse = temperature * math.log(sum(math.exp(v / temperature) for v in values))
@@ -40,7 +40,7 @@ def test_no_gradient_through_the_backup():
     q, q_target = networks()
     data = batch()
     data["next_observations"].requires_grad_()
-    cql_loss(q, q_target, **data, gamma=0.9, alpha=1.0, temperature=1.0)["loss"].backward()
+    cql_loss(q, q_target, **data, alpha=1.0, temperature=1.0)["loss"].backward()
     assert all(p.grad is None for p in q_target.parameters())
     assert data["next_observations"].grad is None
     assert all(p.grad is not None for p in q.parameters())
@@ -49,12 +49,10 @@ def test_no_gradient_through_the_backup():
 def test_conservative_gradient_is_softmax_minus_data():
     """d/dQ of T logsumexp(Q / T) - Q_c is softmax(Q / T) - onehot(c): pushes the unseen down, the seen up."""
     values = torch.randn(8, 6, requires_grad=True)
-    data = batch(rows=8) | {"terminals": torch.ones(8)}
+    data = batch(rows=8) | {"discounts": torch.zeros(8)}
     data["rewards"] = values.detach().gather(1, data["codes"][:, None]).squeeze(1)  # no temporal-difference error
     table = iter([torch.zeros(8, 6), values])
-    metrics = cql_loss(
-        lambda _: next(table), lambda _: torch.zeros(8, 6), **data, gamma=0.9, alpha=3.0, temperature=0.5
-    )
+    metrics = cql_loss(lambda _: next(table), lambda _: torch.zeros(8, 6), **data, alpha=3.0, temperature=0.5)
     metrics["loss"].backward()
     onehot = torch.nn.functional.one_hot(data["codes"], 6)
     torch.testing.assert_close(values.grad, 3.0 / 8 * (torch.softmax(values.detach() / 0.5, 1) - onehot))
@@ -81,13 +79,55 @@ def test_largest_return_restarts_at_terminals_and_time_outs(transitions, next_ro
     assert largest_return(dataset, 0.5) == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+@pytest.mark.parametrize(
+    "transitions, next_rows",
+    [
+        ([0, 1, 2, 3, 5, 6, 7], [1, 2, 3, 4, 6, 7, 8]),  # row 4 timed out, row 8 is the last
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 9, 6, 7, 8, 10]),  # what followed rows 4 and 8 comes after all rows
+    ],
+)
+def test_n_step_returns_end_where_episodes_do(transitions, next_rows, n):
+    rewards, terminals = torch.arange(1.0, 10.0), torch.zeros(9)
+    terminals[6] = 1.0  # an episode of rows 5 and 6 between two time-outs
+    observations, actions = torch.zeros(11, 1), torch.zeros(9, 1)
+    rows = torch.tensor(transitions), torch.tensor(next_rows)
+    dataset = Dataset(observations, actions, rewards, terminals, *rows, np.zeros(3))
+    returns, ends, discounts = n_step_returns(dataset, rewards, 0.5, n)
+    following = dict(zip(transitions, next_rows))
+    for i, row in enumerate(transitions):
+        total, discount = 0.0, 1.0
+        for _ in range(n):
+            total += discount * rewards[row].item()
+            discount *= 0.5 * (1 - terminals[row].item())
+            row = following[row]
+            if not discount or row not in following:
+                break
+        assert returns[i].item() == pytest.approx(total)
+        assert discounts[i].item() == pytest.approx(discount)
+        assert not discount or ends[i].item() == row
+
+
+def test_time_scale_is_that_of_the_mean_episode():
+    def scale(episodes, **given):
+        rows = torch.zeros(1000, 1)
+        dataset = Dataset(rows, rows, rows[:, 0], rows[:, 0], *2 * [torch.arange(1000)], np.zeros(episodes))
+        return time_scale(Args(**given), dataset)
+
+    assert scale(2) == (pytest.approx(0.998), 10)
+    assert scale(20) == (pytest.approx(0.98), 1)
+    assert scale(100) == (pytest.approx(0.9), 1)
+    assert scale(2, gamma=0.5) == (0.5, 10)
+    assert scale(2, n_step=3) == (pytest.approx(0.998), 3)
+
+
 def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor):
     q, q_target = (mlp(corridor.vqvae.standardize, 16, 64) for _ in range(2))
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3)
     scale = 100.0
     for step, data in enumerate(corridor.batches(3000)):
         data["rewards"] *= scale
-        loss = cql_loss(q, q_target, **data, gamma=GAMMA, alpha=1.0, temperature=1.0)["loss"]
+        loss = cql_loss(q, q_target, **data, alpha=1.0, temperature=1.0)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

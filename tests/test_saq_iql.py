@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import GAMMA, batch
+from conftest import batch
 from scipy.optimize import brentq
 
 from saq_iql import domain_scale, expectile_loss, follow, iql_loss, mlp, policy_logits
@@ -42,13 +42,13 @@ def test_expectile_loss_weighs_the_two_sides():
 def test_iql_loss_is_the_equations():
     q, q_target, v = networks(6, 6, 1)
     data = batch()
-    metrics = iql_loss(q, q_target, v, **data, gamma=0.9, expectile=0.7)
+    metrics = iql_loss(q, q_target, v, **data, expectile=0.7)
     v_loss, q_loss = [], []
     for i, code in enumerate(data["codes"].tolist()):
         here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
         u = q_target(here)[0, code].item() - v(here).item()
         v_loss.append(abs(0.7 - (u < 0)) * u**2)
-        y = data["rewards"][i].item() + 0.9 * (1 - data["terminals"][i].item()) * v(there).item()
+        y = data["rewards"][i].item() + data["discounts"][i].item() * v(there).item()
         q_loss.append((q(here)[0, code].item() - y) ** 2)
     assert metrics["v_loss"].item() == pytest.approx(np.mean(v_loss), rel=1e-4)
     assert metrics["q_loss"].item() == pytest.approx(np.mean(q_loss), rel=1e-4)
@@ -58,7 +58,7 @@ def test_iql_loss_is_the_equations():
 def test_the_two_losses_reach_only_their_own_network():
     q, q_target, v = networks(6, 6, 1)
     data = batch() | {"rewards": torch.zeros(32)}
-    iql_loss(q, q_target, v, **data, gamma=0.9, expectile=0.7)["loss"].backward()
+    iql_loss(q, q_target, v, **data, expectile=0.7)["loss"].backward()
     assert all(p.grad is None for p in q_target.parameters())
     together = [p.grad.clone() for p in v.parameters()]
     v.zero_grad()
@@ -102,7 +102,7 @@ def train(corridor, expectile: float, scale: float = 10.0, steps: int = 3000):
     optimizer = torch.optim.AdamW([*q.parameters(), *v.parameters()], lr=1e-3, weight_decay=0.0)
     for data in corridor.batches(steps):
         data["rewards"] *= scale
-        loss = iql_loss(q, q_target, v, **data, gamma=GAMMA, expectile=expectile)["loss"]
+        loss = iql_loss(q, q_target, v, **data, expectile=expectile)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

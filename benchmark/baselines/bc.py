@@ -39,11 +39,11 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    total_steps: int = 1_000_000
+    total_steps: int = 15_000
     """gradient steps of the policy"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
-    hidden_dim: int = 512
+    hidden_dim: int = 256
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""

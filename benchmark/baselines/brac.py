@@ -7,7 +7,7 @@
 
 pi and pi_b are Gaussians behind the same tanh, a bijection, so that their KL is that of the Gaussians and has a closed
 form, where BRAC (Wu et al., 2019, section 3) estimates it from samples. pi starts as pi_b. Departs from BRAC where
-saq_brac.py departs from the paper, each by a flag: rewards scaled by one rule for every task (w), observations
+saq_brac.py departs from the paper, each by a flag: n-step targets, gamma and w by one rule for every task, observations
 standardized, Q layer-normalized, an average of the weights acts. Data, evaluation and outputs are those of saq_brac.py.
 
     python benchmark/baselines/brac.py                                # this repository's demo dataset
@@ -39,7 +39,9 @@ from saq_brac import (
     make_env,
     make_standardize,
     mlp,
+    n_step_returns,
     parse_args,
+    time_scale,
 )
 from vqvae import Standardize
 
@@ -56,13 +58,13 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    bc_steps: int = 50_000
+    bc_steps: int = 15_000
     """gradient steps of the behavior policy"""
-    total_steps: int = 1_000_000
+    total_steps: int = 10_000
     """gradient steps of Q and policy"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
-    hidden_dim: int = 512
+    hidden_dim: int = 256
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
@@ -72,8 +74,10 @@ class Args:
     """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q and behavior policy"""
-    gamma: float = 0.99
-    """discount factor"""
+    gamma: float | None = None
+    """discount factor; default 1 - 1 / h, of the data's mean episode of h steps (the paper: 0.99)"""
+    n_step: int | None = None
+    """rewards summed before a target bootstraps; default h / 50, at least 1 (the paper: 1)"""
     alpha: float = 3.0
     """weight of the KL from the behavior policy, in the policy's loss and in the target"""
     tau: float = 0.05
@@ -178,9 +182,8 @@ def brac_loss(
     actions: torch.Tensor,
     rewards: torch.Tensor,
     next_observations: torch.Tensor,
-    terminals: torch.Tensor,
+    discounts: torch.Tensor,
     noise: torch.Tensor,
-    gamma: float,
     alpha: float,
 ) -> dict[str, torch.Tensor]:
     """Losses of Q and policy (Wu et al., 2019, section 3) as one sum: neither's gradient reaches the other's weights.
@@ -188,7 +191,7 @@ def brac_loss(
     Args:
         observations, next_observations: (B, observation_dim) float32.
         actions: (B, action_dim) float32.
-        rewards, terminals: (B,) float32.
+        rewards, discounts: (B,) float32, of the n steps from `observations` to `next_observations`.
         noise: (2, B, action_dim) float32, standard normal: of the actions at s and at s'.
 
     Returns:
@@ -200,7 +203,7 @@ def brac_loss(
         kl = torch.distributions.kl_divergence(normal, behavior(next_observations)).sum(1)
         next_actions = actor.squash(normal.mean + normal.stddev * noise[1])
         next_values = q_target(next_observations, next_actions).amin(0) - alpha * kl
-        targets = rewards + gamma * (1.0 - terminals) * next_values
+        targets = rewards + discounts * next_values
         behavior_normal = behavior(observations)
     taken = q(observations, actions)
     q_loss = (taken - targets).square().mean(1).sum()
@@ -219,7 +222,7 @@ def brac_loss(
 
 
 if __name__ == "__main__":
-    args, task = parse_args(Args, positive=("alpha",))
+    args, task = parse_args(Args, positive=("alpha", "n_step"))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -262,13 +265,14 @@ if __name__ == "__main__":
         follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
 
     # Behavior-regularized Q-learning.
-    scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
-    rewards = scale * dataset.rewards
+    gamma, n_step = time_scale(args, dataset)
+    scale = args.value_scale / (largest_return(dataset, gamma) or 1.0) if args.value_scale else 1.0
+    returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
     for step in run.steps("rl", args.total_steps, "losses/"):
         if step == 1:
             actor.load_state_dict(behavior_acting.state_dict())
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
-        rows, next_rows = dataset.transitions[picks], dataset.next_rows[picks]
+        rows = dataset.transitions[picks]
         run.metrics = brac_loss(
             q,
             q_target,
@@ -276,11 +280,10 @@ if __name__ == "__main__":
             behavior_acting,
             dataset.observations[rows],
             dataset.actions[rows],
-            rewards[rows],
-            dataset.observations[next_rows],
-            dataset.terminals[rows],
+            returns[picks],
+            dataset.observations[next_rows[picks]],
+            discounts[picks],
             torch.randn(2, args.batch_size, action_dim, generator=generator, device=device),
-            args.gamma,
             args.alpha,
         )
         optimizer.zero_grad()

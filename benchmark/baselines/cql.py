@@ -7,9 +7,9 @@
 
 The 3n actions a_j of every state come from the uniform distribution, from pi(.|s) and from pi(.|s'), n each, p their
 densities: what SAQ-CQL sums over K codes is estimated here. Kumar et al., NeurIPS 2020, equation 4 and appendix F.
-Departs from it where saq_cql.py departs from SAQ-CQL's paper, each by a flag: rewards scaled by one rule for every
-task (w), observations standardized, Q layer-normalized, an average of the policy's weights acts. Data, evaluation and
-outputs are those of saq_cql.py.
+Departs from it where saq_cql.py departs from SAQ-CQL's paper, each by a flag: n-step targets, gamma and w by one rule
+for every task, observations standardized, Q layer-normalized, an average of the policy's weights acts. Data, evaluation
+and outputs are those of saq_cql.py.
 
     python benchmark/baselines/cql.py                                # this repository's demo dataset
     python benchmark/baselines/cql.py --env-id hopper-medium-v2      # D4RL, robomimic, Minari as in saq_cql.py
@@ -40,7 +40,9 @@ from saq_cql import (
     make_env,
     make_standardize,
     mlp,
+    n_step_returns,
     parse_args,
+    time_scale,
 )
 from vqvae import Standardize
 
@@ -57,11 +59,11 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    total_steps: int = 1_000_000
+    total_steps: int = 10_000
     """gradient steps of Q and policy"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
-    hidden_dim: int = 512
+    hidden_dim: int = 256
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
@@ -71,8 +73,10 @@ class Args:
     """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q"""
-    gamma: float = 0.99
-    """discount factor"""
+    gamma: float | None = None
+    """discount factor; default 1 - 1 / h, of the data's mean episode of h steps (the paper: 0.99)"""
+    n_step: int | None = None
+    """rewards summed before a target bootstraps; default h / 50, at least 1 (the paper: 1)"""
     alpha: float = 5.0
     """weight of the conservative regularizer"""
     n_actions: int = 10
@@ -171,10 +175,9 @@ def cql_loss(
     actions: torch.Tensor,
     rewards: torch.Tensor,
     next_observations: torch.Tensor,
-    terminals: torch.Tensor,
+    discounts: torch.Tensor,
     uniform: torch.Tensor,
     noise: torch.Tensor,
-    gamma: float,
     alpha: float,
 ) -> dict[str, torch.Tensor]:
     """Losses of Q, policy and entropy weight as one sum: no gradient of one reaches another's parameters.
@@ -183,7 +186,7 @@ def cql_loss(
         log_entropy_weight: scalar, log eta.
         observations, next_observations: (B, observation_dim) float32.
         actions: (B, action_dim) float32.
-        rewards, terminals: (B,) float32.
+        rewards, discounts: (B,) float32, of the n steps from `observations` to `next_observations`.
         uniform: (n, B, action_dim) float32, uniform in (-1, 1).
         noise: (1 + n, 2, B, action_dim) float32, standard normal: first of the policy's own loss and of the target,
             then of the regularizer's actions; at s and at s'.
@@ -197,7 +200,7 @@ def cql_loss(
     chosen, log_prob = actor.squash(u), actor.log_prob(normal, u)
     with torch.no_grad():
         next_actions = actor.squash(next_normal.mean + next_normal.stddev * noise[0, 1])
-        targets = rewards + gamma * (1.0 - terminals) * q_target(next_observations, next_actions).amin(0)
+        targets = rewards + discounts * q_target(next_observations, next_actions).amin(0)
         us = torch.stack([n.mean + n.stddev * e for n, e in zip((normal, next_normal), noise[1:].unbind(1))])
         log_densities = torch.stack([actor.log_prob(n, u) for n, u in zip((normal, next_normal), us)])
         sampled = torch.cat([actor.center + actor.half_range * uniform, *actor.squash(us)])
@@ -224,7 +227,7 @@ def cql_loss(
 
 
 if __name__ == "__main__":
-    args, task = parse_args(Args, positive=("n_actions",))
+    args, task = parse_args(Args, positive=("n_actions", "n_step"))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -254,12 +257,13 @@ if __name__ == "__main__":
     def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
         return actor_acting.act(observations, acting, generator)
 
-    scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0) if args.value_scale else 1.0
-    rewards = scale * dataset.rewards
+    gamma, n_step = time_scale(args, dataset)
+    scale = args.value_scale / (largest_return(dataset, gamma) or 1.0) if args.value_scale else 1.0
+    returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
     draw = {"generator": generator, "device": device}
     for step in run.steps("rl", args.total_steps, "losses/"):
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), **draw)
-        rows, next_rows = dataset.transitions[picks], dataset.next_rows[picks]
+        rows = dataset.transitions[picks]
         run.metrics = cql_loss(
             q,
             q_target,
@@ -267,12 +271,11 @@ if __name__ == "__main__":
             entropy_weight["log"],
             dataset.observations[rows],
             dataset.actions[rows],
-            rewards[rows],
-            dataset.observations[next_rows],
-            dataset.terminals[rows],
+            returns[picks],
+            dataset.observations[next_rows[picks]],
+            discounts[picks],
             2.0 * torch.rand(args.n_actions, args.batch_size, action_dim, **draw) - 1.0,
             torch.randn(1 + args.n_actions, 2, args.batch_size, action_dim, **draw),
-            args.gamma,
             args.alpha,
         )
         optimizer.zero_grad()
@@ -283,4 +286,4 @@ if __name__ == "__main__":
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("CQL", policy, dataset, {"q": q, "actor": actor_acting}, reward_scale=scale)
+    run.finish("CQL", policy, dataset, {"q": q, "actor": actor_acting}, reward_scale=scale, gamma=gamma, n_step=n_step)

@@ -5,8 +5,9 @@
     policy      mean -min (exp (beta u), 100) log pi(a|s),  pi(a|s) = N(mean(s), diag std^2);  acts by its mean
 
 Kostrikov et al., ICLR 2022, equations 5 to 7. Departs from it where saq_iql.py departs from SAQ-IQL's paper, each by a
-flag: rewards scaled by one rule for every task (w), observations standardized, Q and V layer-normalized, an average of
-the policy's weights acts; no cosine schedule, no dropout. Data, evaluation and outputs are those of saq_iql.py.
+flag: n-step targets, gamma and w by one rule for every task, observations standardized, Q and V layer-normalized, an
+average of the policy's weights acts; no cosine schedule, no dropout. Data, evaluation and outputs are those of
+saq_iql.py.
 
     python benchmark/baselines/iql.py                                # this repository's demo dataset
     python benchmark/baselines/iql.py --env-id hopper-medium-v2      # D4RL, robomimic, Minari as in saq_iql.py
@@ -36,7 +37,9 @@ from saq_iql import (
     make_env,
     make_standardize,
     mlp,
+    n_step_returns,
     parse_args,
+    time_scale,
 )
 from vqvae import Standardize
 
@@ -53,11 +56,11 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    total_steps: int = 1_000_000
+    total_steps: int = 25_000
     """gradient steps of Q, V and policy"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
-    hidden_dim: int = 512
+    hidden_dim: int = 256
     """width of the hidden layers of every network"""
     standardize: bool = True
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
@@ -67,8 +70,10 @@ class Args:
     """learning rate of every network (the paper: 3e-4)"""
     weight_decay: float = 1e-3
     """AdamW's weight decay for Q"""
-    gamma: float = 0.99
-    """discount factor"""
+    gamma: float | None = None
+    """discount factor; default 1 - 1 / h, of the data's mean episode of h steps (the paper: 0.99)"""
+    n_step: int | None = None
+    """rewards summed before a target bootstraps; default h / 50, at least 1 (the paper: 1)"""
     expectile: float = 0.7
     """expectile of V over the actions of the data; 0.5: their mean"""
     beta: float = 3.0
@@ -159,8 +164,7 @@ def iql_loss(
     actions: torch.Tensor,
     rewards: torch.Tensor,
     next_observations: torch.Tensor,
-    terminals: torch.Tensor,
-    gamma: float,
+    discounts: torch.Tensor,
     expectile: float,
     beta: float,
 ) -> dict[str, torch.Tensor]:
@@ -170,13 +174,13 @@ def iql_loss(
         v: maps observations to values (B, 1) of the states.
         observations, next_observations: (B, observation_dim) float32.
         actions: (B, action_dim) float32.
-        rewards, terminals: (B,) float32.
+        rewards, discounts: (B,) float32, of the n steps from `observations` to `next_observations`.
 
     Returns:
         Scalars: `loss` to minimize, its parts `v_loss`, `q_loss`, `actor_loss`, and the means `v_values`, `q_values`.
     """
     with torch.no_grad():
-        targets = rewards + gamma * (1.0 - terminals) * v(next_observations).squeeze(1)
+        targets = rewards + discounts * v(next_observations).squeeze(1)
         target_taken = q_target(observations, actions).amin(0)
     values = v(observations).squeeze(1)
     taken = q(observations, actions)
@@ -196,7 +200,7 @@ def iql_loss(
 
 
 if __name__ == "__main__":
-    args, task = parse_args(Args)
+    args, task = parse_args(Args, positive=("n_step",))
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -219,14 +223,15 @@ if __name__ == "__main__":
     def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
         return actor_acting.act(observations, acting, generator)
 
+    gamma, n_step = time_scale(args, dataset)
     if args.value_scale:
-        scale = args.value_scale / (largest_return(dataset, args.gamma) or 1.0)
+        scale = args.value_scale / (largest_return(dataset, gamma) or 1.0)
     else:
         scale = domain_scale(args.env_id, dataset.episode_returns)
-    rewards = scale * dataset.rewards
+    returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
     for step in run.steps("rl", args.total_steps, "losses/"):
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
-        rows, next_rows = dataset.transitions[picks], dataset.next_rows[picks]
+        rows = dataset.transitions[picks]
         run.metrics = iql_loss(
             q,
             q_target,
@@ -234,10 +239,9 @@ if __name__ == "__main__":
             actor,
             dataset.observations[rows],
             dataset.actions[rows],
-            rewards[rows],
-            dataset.observations[next_rows],
-            dataset.terminals[rows],
-            args.gamma,
+            returns[picks],
+            dataset.observations[next_rows[picks]],
+            discounts[picks],
             args.expectile,
             args.beta,
         )
@@ -249,4 +253,6 @@ if __name__ == "__main__":
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("IQL", policy, dataset, {"q": q, "v": v, "actor": actor_acting}, reward_scale=scale)
+    run.finish(
+        "IQL", policy, dataset, {"q": q, "v": v, "actor": actor_acting}, reward_scale=scale, gamma=gamma, n_step=n_step
+    )
