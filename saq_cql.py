@@ -1,12 +1,12 @@
 """SAQ-CQL: conservative Q-learning on the codes of a state-conditioned action VQ-VAE.
 
     code        c = vqvae.encode(s, a)          looked up: computed once per row, before Q-learning
-    target      y = w r + gamma (1 - terminal) Q_target(s', argmax_k Q(s', k))
+    target      y = w r + gamma (1 - terminal) sum_k pi_target(k|s') Q_target(s', k)
     loss        mean (Q(s, c) - y)^2 + alpha * mean (T logsumexp_k (Q(s, k) / T) - Q(s, c))
-    policy      pi(k|s) = softmax_k (Q(s, k) / T)
+    policy      pi(k|s) = softmax_k (Q(s, k) / T),  pi_target likewise of Q_target
     action      sum_k pi(k|s) vqvae.decode(s, k), the policy's mean, clipped to the action space
 
-Over K codes the log-sum-exp is a sum of K terms; continuous CQL estimates it from sampled actions. Over T, the
+Over K codes log-sum-exp and expectation are sums of K terms; continuous CQL samples actions for both. Over T, the
 regularizer is the cross-entropy of pi on the data's codes, so that alpha says how closely the policy imitates. The
 weight w puts the largest return of the dataset at `value_scale`, so that one T and one alpha fit every reward. Targets
 are of n steps: w r is the discounted sum of n rewards, s' follows the last of them, and gamma stands for gamma^n.
@@ -14,7 +14,7 @@ are of n steps: w r is the discounted sum of n rewards, s' follows the last of t
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
 CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper, whose own recipe is
 --no-standardize --restart-every 0 --no-layer-norm --learning-rate 3e-4 --ema-decay 0 --value-scale 0 --gamma 0.99
---n-step 1 --acting greedy.
+--n-step 1 --backup greedy --target-period 200 --acting greedy.
 
     python saq_cql.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_cql.py --env-id hopper-medium-v2       # D4RL
@@ -74,7 +74,7 @@ class Args:
     """seed of networks, batches and evaluation episodes"""
     vqvae_steps: int = 15_000
     """gradient steps of the VQ-VAE"""
-    total_steps: int = 10_000
+    total_steps: int = 25_000
     """gradient steps of the Q-function"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
@@ -108,6 +108,8 @@ class Args:
     """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
     acting: Literal["mean", "greedy", "sampled"] = "mean"
     """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
+    backup: Literal["expected", "greedy"] = "expected"
+    """value of the next state: the policy's, or that of the largest Q (the paper)"""
     target_period: int = 20
     """gradient steps between hard copies of Q to its target network"""
     eval_every: int = 10_000
@@ -1016,22 +1018,28 @@ def cql_loss(
     discounts: torch.Tensor,
     alpha: float,
     temperature: float,
+    backup: str,
 ) -> dict[str, torch.Tensor]:
-    """Double Q-learning (van Hasselt et al., 2016) plus CQL's exact regularizer (Kumar et al., 2020, equation 4).
+    """Temporal differences plus CQL's exact regularizer (Kumar et al., NeurIPS 2020, equation 4).
 
     Args:
         q, q_target: map observations to values (B, K) of the codes.
         observations, next_observations: (B, observation_dim) float32.
         codes: (B,) int64, the codes of the actions taken.
         rewards, discounts: (B,) float32, of the n steps from `observations` to `next_observations` (`n_step_returns`).
+        backup: `expected`, the value of softmax(Q_target / temperature), as CQL(H) samples it from its actor; `greedy`,
+            that of the largest Q, by double Q-learning (van Hasselt et al., AAAI 2016).
 
     Returns:
         Scalars: `loss` to minimize, its parts `td_loss` and `cql_loss`, and `q_values`, the mean Q of the codes taken.
     """
     with torch.no_grad():
-        next_codes = q(next_observations).argmax(1, keepdim=True)
-        next_values = q_target(next_observations).gather(1, next_codes).squeeze(1)
-        targets = rewards + discounts * next_values
+        next_values = q_target(next_observations)
+        if backup == "greedy":
+            next_value = next_values.gather(1, q(next_observations).argmax(1, keepdim=True)).squeeze(1)
+        else:
+            next_value = (torch.softmax(next_values / temperature, 1) * next_values).sum(1)
+        targets = rewards + discounts * next_value
     values = q(observations)
     taken = values.gather(1, codes[:, None]).squeeze(1)
     td_loss = F.mse_loss(taken, targets)
@@ -1134,6 +1142,7 @@ if __name__ == "__main__":
             discounts[picks],
             args.alpha,
             args.temperature,
+            args.backup,
         )
         q_optimizer.zero_grad()
         run.metrics["loss"].backward()

@@ -5,8 +5,8 @@
 #   bash benchmark/small.sh                                    # the demo
 #   JOBS=2 DATASETS_DIR=~/datasets bash benchmark/small.sh     # hopper, door and Lift with 20 and 200 demonstrations, too
 #
-# Both sides get the same data, rewards, batches, widths and gradient steps: of policy and Q together where SAQ trains one
-# after the other (IQL), in phases of the same name elsewhere. The VQ-VAE's steps come on top of SAQ's; CQL's cost more
+# Both sides get the same data, rewards, batches, widths and gradient steps: of policy and Q together where one side trains
+# both at once (IQL, CQL), in phases of the same name elsewhere. The VQ-VAE's steps come on top of SAQ's; CQL's cost more
 # by far (report.py prints seconds). Arguments are the files' defaults on every dataset, with one exception: CQL samples 4
 # actions where CORL samples 10, which would double its time.
 #
@@ -29,8 +29,8 @@ for seed in ${SEEDS:-1 2 3}; do
         job bc benchmark/baselines/bc.py --total-steps "$bc"
         job saq_iql saq_iql.py "$codes" --bc-steps "$bc" --total-steps "$total"
         job iql benchmark/baselines/iql.py --total-steps $((bc + total))
-        job saq_cql saq_cql.py "$codes" --total-steps "$total"
-        job cql benchmark/baselines/cql.py --total-steps "$total" --n-actions 4
+        job saq_cql saq_cql.py "$codes" --total-steps $((bc + total))
+        job cql benchmark/baselines/cql.py --total-steps $((bc + total)) --n-actions 4
         job saq_brac saq_brac.py "$codes" --bc-steps "$bc" --total-steps "$total"
         job brac benchmark/baselines/brac.py --bc-steps "$bc" --total-steps "$total"
     done

@@ -129,8 +129,8 @@ def main(args: Args) -> None:
             q_layers,
         ),
         "SAQ-CQL": (
-            train(lambda i: cql_step(q, q_target, *batch(i), discounts[i], 20.0, 1.0), [q], (q_acting,)),
-            q_layers + 2 * forward_q,
+            train(lambda i: cql_step(q, q_target, *batch(i), discounts[i], 20.0, 1.0, "expected"), [q], (q_acting,)),
+            q_layers + forward_q,
         ),
         "SAQ-IQL": (
             train(lambda i: iql_step(q, q_target, v, *batch(i), discounts[i], 0.7), [q, v], (q_target, q_acting)),

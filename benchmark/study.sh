@@ -5,7 +5,7 @@
 #   DATASETS_DIR=~/datasets SEEDS="1 2 3 4 5" JOBS=2 bash benchmark/study.sh
 #   python benchmark/study.py runs --out benchmark/results/study
 #
-# SEEDS, ONLY, ...: see benchmark/README.md. 41 jobs a dataset and seed.
+# SEEDS, ONLY, ...: see benchmark/README.md. 42 jobs a dataset and seed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source benchmark/datasets.sh
@@ -21,11 +21,12 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
     echo "n-step iql,cql,brac 0 --n-step 1"
     echo "tau iql,brac 0 --tau 0.005"
     echo "target-period cql 0 --target-period 200"
+    echo "backup cql 0 --backup greedy"
     echo "behavior-floor iql 0 --behavior-floor -8"
     local paper="--learning-rate 3e-4 --no-standardize --restart-every 0 --no-layer-norm --ema-decay 0"
     local rl="--value-scale 0 --gamma 0.99 --n-step 1"
     echo "paper bc 1 $paper --acting sampled"
-    echo "paper cql 1 $paper $rl --target-period 200 --acting greedy"
+    echo "paper cql 1 $paper $rl --backup greedy --target-period 200 --acting greedy"
     echo "paper brac 1 $paper $rl --tau 0.005 --acting sampled"
     echo "paper iql 1 $paper $rl --tau 0.005 --behavior-floor -8 --acting sampled"
 }
@@ -39,7 +40,7 @@ for seed in ${SEEDS:-1 2 3 4 5}; do
             [ "$3" ] || codes="--vqvae-steps $vqvae"
             case $2 in
                 bc) steps="--total-steps $bc" ;;
-                cql) steps="--total-steps $total" ;;
+                cql) steps="--total-steps $((bc + total))" ;;
                 *) steps="--bc-steps $bc --total-steps $total" ;;
             esac
             shift 3

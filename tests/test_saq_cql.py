@@ -15,18 +15,23 @@ def networks():
     return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(2)]
 
 
+@pytest.mark.parametrize("backup", ["expected", "greedy"])
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 5.0])
-def test_cql_loss_is_the_equation(temperature):
+def test_cql_loss_is_the_equation(temperature, backup):
     q, q_target = networks()
     data = batch()
-    metrics = cql_loss(q, q_target, **data, alpha=2.5, temperature=temperature)
+    metrics = cql_loss(q, q_target, **data, alpha=2.5, temperature=temperature, backup=backup)
     td, conservative = [], []
     for i in range(32):
         values = q(data["observations"][i : i + 1])[0].tolist()
         online = q(data["next_observations"][i : i + 1])[0].tolist()
         target = q_target(data["next_observations"][i : i + 1])[0].tolist()
-        best = max(range(6), key=lambda k: online[k])
-        y = data["rewards"][i].item() + data["discounts"][i].item() * target[best]
+        if backup == "greedy":
+            value = target[max(range(6), key=lambda k: online[k])]
+        else:
+            weights = [math.exp(t / temperature) for t in target]
+            value = sum(w * t for w, t in zip(weights, target)) / sum(weights)
+        y = data["rewards"][i].item() + data["discounts"][i].item() * value
         code = data["codes"][i].item()
         td.append((values[code] - y) ** 2)
         lse = temperature * math.log(sum(math.exp(v / temperature) for v in values))
@@ -36,11 +41,12 @@ def test_cql_loss_is_the_equation(temperature):
     assert metrics["loss"].item() == pytest.approx(np.mean(td) + 2.5 * np.mean(conservative), rel=1e-4)
 
 
-def test_no_gradient_through_the_backup():
+@pytest.mark.parametrize("backup", ["expected", "greedy"])
+def test_no_gradient_through_the_backup(backup):
     q, q_target = networks()
     data = batch()
     data["next_observations"].requires_grad_()
-    cql_loss(q, q_target, **data, alpha=1.0, temperature=1.0)["loss"].backward()
+    cql_loss(q, q_target, **data, alpha=1.0, temperature=1.0, backup=backup)["loss"].backward()
     assert all(p.grad is None for p in q_target.parameters())
     assert data["next_observations"].grad is None
     assert all(p.grad is not None for p in q.parameters())
@@ -51,8 +57,8 @@ def test_conservative_gradient_is_softmax_minus_data():
     values = torch.randn(8, 6, requires_grad=True)
     data = batch(rows=8) | {"discounts": torch.zeros(8)}
     data["rewards"] = values.detach().gather(1, data["codes"][:, None]).squeeze(1)  # no temporal-difference error
-    table = iter([torch.zeros(8, 6), values])
-    metrics = cql_loss(lambda _: next(table), lambda _: torch.zeros(8, 6), **data, alpha=3.0, temperature=0.5)
+    tables = [lambda _: values, lambda _: torch.zeros(8, 6)]
+    metrics = cql_loss(*tables, **data, alpha=3.0, temperature=0.5, backup="expected")
     metrics["loss"].backward()
     onehot = torch.nn.functional.one_hot(data["codes"], 6)
     torch.testing.assert_close(values.grad, 3.0 / 8 * (torch.softmax(values.detach() / 0.5, 1) - onehot))
@@ -121,13 +127,14 @@ def test_time_scale_is_that_of_the_mean_episode():
     assert scale(2, n_step=3) == (pytest.approx(0.998), 3)
 
 
-def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor):
+@pytest.mark.parametrize("backup", ["expected", "greedy"])
+def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor, backup):
     q, q_target = (mlp(corridor.vqvae.standardize, 16, 64) for _ in range(2))
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3)
     scale = 100.0
     for step, data in enumerate(corridor.batches(3000)):
         data["rewards"] *= scale
-        loss = cql_loss(q, q_target, **data, alpha=1.0, temperature=1.0)["loss"]
+        loss = cql_loss(q, q_target, **data, alpha=1.0, temperature=1.0, backup=backup)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -257,7 +257,14 @@ def test_resume_can_extend_a_run(finished, tmp_path):
 PAPER = {
     "saq_bc": ["--adam-b1=0.001"],
     "saq_iql": ["--value-scale=0", "--gamma=0.99", "--n-step=1", "--tau=0.005", "--behavior-floor=-8", "--bc-steps=0"],
-    "saq_cql": ["--value-scale=0", "--gamma=0.99", "--n-step=1", "--target-period=200", "--adam-b1=0.001"],
+    "saq_cql": [
+        "--value-scale=0",
+        "--gamma=0.99",
+        "--n-step=1",
+        "--backup=greedy",
+        "--target-period=200",
+        "--adam-b1=0.001",
+    ],
     "saq_brac": ["--value-scale=0", "--gamma=0.99", "--n-step=1", "--tau=0.005", "--bc-steps=0", "--q-functions=1"],
 }
 
