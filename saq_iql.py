@@ -57,7 +57,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, train_vqvae
+from vqvae import VQVAE, Standardize, ema_weight, follow, train_vqvae
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Args:
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: by domain (the paper)"""
     ema_decay: float = 0.9995
-    """decay of the moving average of the weights that acts, less in the first steps; 0: the last weights (the paper)"""
+    """decay of the moving averages of the weights that decode and act; 0: the last weights (the paper)"""
     acting: Literal["mean", "greedy", "sampled"] = "mean"
     """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     eval_every: int = 10_000
@@ -803,18 +803,6 @@ def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: boo
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
-    """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
-    for follower, leader in zip(average.parameters(), model.parameters(), strict=True):
-        follower.lerp_(leader, weight)
-
-
-def ema_weight(decay: float, step: int) -> float:
-    """Weight of step 1, 2, ... in a moving average of this decay; larger at first, so that the first weights fade."""
-    return max(1.0 - decay, 10 / (9 + step))
-
-
 class Run:
     """The run's folder (arguments, curves, checkpoints, evaluations) and the loop over a phase's gradient steps.
 
@@ -971,7 +959,13 @@ class Run:
 
 
 def learn_codes(
-    args, run: Run, dataset: Dataset, vqvae: VQVAE, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    args,
+    run: Run,
+    dataset: Dataset,
+    vqvae: VQVAE,
+    learner: VQVAE,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Train the VQ-VAE, unless `args.vqvae_path` gave a trained one, and look up the code of every row, once.
 
@@ -993,9 +987,11 @@ def learn_codes(
             actions,
             run.steps("vqvae", args.vqvae_steps, "vqvae/"),
             batch_size=args.batch_size,
+            learner=learner,
             optimizer=optimizer,
             generator=generator,
             restart_every=args.restart_every,
+            ema_decay=args.ema_decay,
             compile=args.compile,
             on_step=log,
         )
@@ -1140,17 +1136,19 @@ if __name__ == "__main__":
     dataset = load_dataset(task, make_env(task), device)
 
     vqvae = make_vqvae(args, dataset, device)
+    vqvae_learner = copy.deepcopy(vqvae)
     behavior = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
     behavior_acting = copy.deepcopy(behavior)
     q = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
     v = mlp(vqvae.standardize, 1, args.hidden_dim, args.layer_norm).to(device)
     q_target, q_acting = copy.deepcopy(q), copy.deepcopy(q)
-    vqvae_optimizer = torch.optim.Adam(vqvae.parameters(), lr=args.learning_rate, fused=True)
+    vqvae_optimizer = torch.optim.Adam(vqvae_learner.parameters(), lr=args.learning_rate, fused=True)
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     behavior_optimizer = adamw(behavior.parameters())
     optimizer = adamw([{"params": q.parameters()}, {"params": v.parameters(), "weight_decay": 0.0}])
     parts = {
         "vqvae": vqvae,
+        "vqvae_learner": vqvae_learner,
         "behavior": behavior,
         "behavior_acting": behavior_acting,
         "q": q,
@@ -1171,7 +1169,7 @@ if __name__ == "__main__":
         return decode_policy(vqvae, observations, logits, acting, generator)
 
     # The codebook, and the code of every row, once.
-    codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_optimizer, generator)
+    codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_learner, vqvae_optimizer, generator)
 
     # The behavior policy over codes.
     for step in run.steps("bc", args.bc_steps, "losses/bc_"):

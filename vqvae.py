@@ -17,6 +17,7 @@ algorithm for discrete actions runs on continuous ones: learn on `encode(observa
     actions = vqvae.decode(observations, codes)
 """
 
+import copy
 import itertools
 import math
 import os
@@ -178,6 +179,18 @@ class VQVAE(nn.Module):
         return model.to(device)
 
 
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
+    for follower, leader in zip(average.parameters(), model.parameters(), strict=True):
+        follower.lerp_(leader, weight)
+
+
+def ema_weight(decay: float, step: int) -> float:
+    """Weight of step 1, 2, ... in a moving average of this decay; larger at first, so that the first weights fade."""
+    return max(1.0 - decay, 10 / (9 + step))
+
+
 def initialize_codebook(
     model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator
 ) -> None:
@@ -222,39 +235,48 @@ def train_vqvae(
     actions: torch.Tensor,
     steps: int | Iterable[int],
     batch_size: int = 256,
+    learner: VQVAE | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
     restart_every: int = 500,
+    ema_decay: float = 0.9995,
     compile: bool = False,
     on_step: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
 ) -> None:
-    """Train `model` in place on the rows of a dataset.
+    """Train `model` on the rows of a dataset: a copy takes the gradient steps, `model` is the average of its weights.
 
     Args:
         observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
         steps: number of gradient steps, or an iterable of step numbers (1, 2, ... or, to resume, from a later one on).
         batch_size: rows per gradient step.
-        optimizer: left out, Adam with learning rate 3e-3.
+        learner: the copy that takes the steps, and its optimizer; left out, a new one and Adam of learning rate 3e-3.
         generator: draws the rows, on the model's device; left out, one of seed 0.
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
+        ema_decay: decay of the average; 0: the last weights (the paper).
         compile: compile the loss with torch.compile.
         on_step: called as `on_step(step, metrics)` after every step, metrics as `VQVAE.loss` returns them.
+
+    Raises ValueError if one of learner and optimizer is given without the other.
     """
-    if optimizer is None:
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
+    if (learner is None) != (optimizer is None):
+        raise ValueError("learner and optimizer go together: the optimizer's parameters must be the learner's")
+    if learner is None:
+        learner = copy.deepcopy(model)
+        optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
     if generator is None:
         generator = torch.Generator(actions.device).manual_seed(0)
-    loss = torch.compile(model.loss, mode="reduce-overhead" if actions.is_cuda else None) if compile else model.loss
+    loss = torch.compile(learner.loss, mode="reduce-overhead" if actions.is_cuda else None) if compile else learner.loss
     for step in range(1, steps + 1) if isinstance(steps, int) else steps:
         if restart_every and step == 1:
-            initialize_codebook(model, observations, actions, generator)
+            initialize_codebook(learner, observations, actions, generator)
         elif restart_every and step % restart_every == 0:
-            restart_unused_codes(model, observations, actions, generator)
+            restart_unused_codes(learner, observations, actions, generator)
         index = torch.randint(len(actions), (batch_size,), generator=generator, device=actions.device)
         metrics = loss(observations[index], actions[index])
         optimizer.zero_grad()
         metrics["loss"].backward()
         optimizer.step()
+        follow(model, learner, ema_weight(ema_decay, step))
         if on_step:
             on_step(step, metrics)

@@ -1,5 +1,7 @@
 """The VQ-VAE against brute force: codes, loss, each of its gradients, remedies for unused codes, saving."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -143,12 +145,35 @@ def test_training_in_two_parts_gives_the_same_bits():
     for parts in ([range(1, 201)], [range(1, 91), range(91, 201)]):
         torch.manual_seed(3)
         model = VQVAE(5, 3, codebook_size=8, embedding_dim=16, hidden_dim=16)
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=True)
-        generator = torch.Generator().manual_seed(0)
+        learner = copy.deepcopy(model)
+        optimizer = torch.optim.Adam(learner.parameters(), lr=3e-4, fused=True)
+        both = {"learner": learner, "optimizer": optimizer, "generator": torch.Generator().manual_seed(0)}
         for steps in parts:
-            train_vqvae(model, observations, actions, steps, optimizer=optimizer, generator=generator, restart_every=50)
-        results.append(model.state_dict())
+            train_vqvae(model, observations, actions, steps, restart_every=50, **both)
+        results.append(model.state_dict() | {f"learner.{key}": value for key, value in learner.state_dict().items()})
     assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values()))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.9995])
+def test_what_is_trained_is_the_average_of_the_learners_weights(decay):
+    observations, actions = multimodal_data()
+    model = VQVAE(5, 3, codebook_size=8, embedding_dim=16, hidden_dim=16)
+    learner, average = copy.deepcopy(model), torch.zeros(16, 21)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
+
+    def track(step, metrics):
+        weight = max(1 - decay, 10 / (9 + step))
+        average.mul_(1 - weight).add_(weight * learner.decoder[0].weight.detach())
+
+    train_vqvae(model, observations, actions, 60, learner=learner, optimizer=optimizer, ema_decay=decay, on_step=track)
+    torch.testing.assert_close(model.decoder[0].weight.detach(), average)
+    assert torch.equal(model.decoder[0].weight, learner.decoder[0].weight) == (decay == 0)
+
+
+def test_an_optimizer_without_its_learner_is_refused():
+    model = make()
+    with pytest.raises(ValueError, match="go together"):
+        train_vqvae(model, *batch(), steps=1, optimizer=torch.optim.Adam(model.parameters()))
 
 
 def test_perplexity_counts_codes_in_even_use():
