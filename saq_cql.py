@@ -1157,4 +1157,13 @@ if __name__ == "__main__":
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)
 
-    run.finish("SAQ-CQL", policy, dataset, {"q": q_acting}, vqvae=vqvae_quality, reward_scale=scale)
+    run.finish(
+        "SAQ-CQL",
+        policy,
+        dataset,
+        {"q": q_acting},
+        vqvae=vqvae_quality,
+        reward_scale=scale,
+        gamma=gamma,
+        n_step=n_step,
+    )

@@ -249,7 +249,7 @@ def train_vqvae(
         observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
         steps: number of gradient steps, or an iterable of step numbers (1, 2, ... or, to resume, from a later one on).
         batch_size: rows per gradient step.
-        learner: the copy that takes the steps, and its optimizer; left out, a new one and Adam of learning rate 3e-3.
+        learner, optimizer: the copy that takes the steps, and its optimizer; left out, a new one and Adam at 3e-3.
         generator: draws the rows, on the model's device; left out, one of seed 0.
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.

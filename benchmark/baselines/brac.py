@@ -295,5 +295,11 @@ if __name__ == "__main__":
             run.evaluate(policy, args.eval_episodes, step, device)
 
     run.finish(
-        "BRAC", policy, dataset, {"q": q, "actor": actor_acting, "behavior": behavior_acting}, reward_scale=scale
+        "BRAC",
+        policy,
+        dataset,
+        {"q": q, "actor": actor_acting, "behavior": behavior_acting},
+        reward_scale=scale,
+        gamma=gamma,
+        n_step=n_step,
     )
