@@ -15,7 +15,7 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
     echo "standardize bc,iql,cql,brac 1 --no-standardize"
     echo "restart-every bc,iql,cql,brac 1 --restart-every 0"
     echo "layer-norm bc,iql,cql,brac 0 --no-layer-norm"
-    echo "ema-decay bc,iql,cql,brac 0 --ema-decay 0"
+    echo "ema-decay bc,iql,cql,brac 1 --ema-decay 0"
     echo "value-scale iql,cql,brac 0 --value-scale 0"
     echo "gamma iql,cql,brac 0 --gamma 0.99"
     echo "n-step iql,cql,brac 0 --n-step 1"
