@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from report import Run, by, csv_text, load, markdown, order, statistic, write_runs
+from report import Run, by, csv_text, fail, load, markdown, order, statistic, write_runs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
@@ -47,16 +47,30 @@ def title_of(change: str) -> str:
     return "the paper's recipe" if " " in change else change and f"`{change}`"
 
 
-def figures(runs: list[Run], resamples: int) -> dict[str, Any]:
-    """Interquartile mean over the runs' seeds and its 95% bootstrap interval, of the scores that they show."""
-    made = statistic({(runs[0].dataset, runs[0].algorithm): runs}, resamples, runs[0].algorithm)
-    return {key: made[key] for key in ("seeds", "value", "low", "high")}
+def compare(default: list[Run], changed: list[Run], way: str, resamples: int) -> dict[str, Any] | None:
+    """Interquartile means and 95% bootstrap intervals over the seeds that both have, the changed acting by `way`.
+
+    Returns a row of study.csv; None where no seed has both.
+    """
+    seeds = {run.seed for run in default} & {run.seed for run in changed}
+    if not seeds:
+        return None
+    row = {"dataset": changed[0].dataset, "algorithm": changed[0].algorithm, "seeds": len(seeds)}
+    for name, runs, acting in (("default", default, default[0].asked), ("changed", changed, way)):
+        same = [run for run in runs if run.seed in seeds]
+        for run in same:
+            run.show(acting)
+        made = statistic({(row["dataset"], row["algorithm"]): same}, resamples, row["algorithm"])
+        row |= {name: made["value"], f"{name}_low": made["low"], f"{name}_high": made["high"]}
+    return row
 
 
-def text_of(row: dict[str, Any] | None) -> str:
+def text_of(row: dict[str, Any] | None, name: str) -> str:
+    """A cell: a mean and its interval, which one seed does not have."""
     if not row:
         return ""
-    return f"{row['value']:.1f}" + ("" if row["low"] is None else f" ({row['low']:.1f} to {row['high']:.1f})")
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.1f}" + ("" if low is None else f" ({low:.1f} to {high:.1f})")
 
 
 def main(args: Args) -> None:
@@ -64,31 +78,31 @@ def main(args: Args) -> None:
     of = {}
     for same in by(runs, lambda run: (run.dataset, run.algorithm)).values():
         of |= changes(same)
+    groups = by(runs, lambda run: (title_of(of[id(run)]), run.dataset, run.algorithm))
+    defaults = {tuple(key): same for (title, *key), same in groups.items() if not title}
     rows = []
-    for (title, dataset, algorithm), same in by(runs, lambda r: (title_of(of[id(r)]), r.dataset, r.algorithm)).items():
+    for (title, *key), same in groups.items():
         # Other ways of acting are changes, too, but need no runs of their own.
-        for way in [same[0].asked] if title else same[0].scores:
-            for run in same:
-                run.show(way)
-            change = title if title or way == same[0].asked else f"`acting={way}`"
-            rows.append({"change": change, "dataset": dataset, "algorithm": algorithm} | figures(same, args.resamples))
-    found = {(row["change"], row["dataset"], row["algorithm"]): row for row in rows}
+        ways = {title: same[0].asked} if title else {f"`acting={way}`": way for way in same[0].scores}
+        for change, way in ways.items():
+            if title or way != same[0].asked:
+                row = compare(defaults.get(tuple(key), []), same, way, args.resamples)
+                rows += [{"change": change} | row] if row else []
+    if not rows:
+        fail(f"no SAQ runs at the defaults and changed, of one seed, in {', '.join(args.folders)}")
     text = """# What each default is worth
 
 Interquartile mean over seeds (95% interval, percentiles of a bootstrap over seeds) of the last checkpoint's score, at
-the defaults and with the change in the title, which is the paper's value. Empty: no runs of both.
+the defaults and with the change in the title, which is the paper's value, over the same seeds. Empty: no runs of both.
 
 """
     for change, changed in sorted(by(rows, lambda row: row["change"]).items()):
-        if not change:
-            continue
         algorithms = sorted({row["algorithm"] for row in changed}, key=order)
         lines = []
-        for dataset in dict.fromkeys(row["dataset"] for row in changed):
-            cells = [(found.get(("", dataset, name)), found.get((change, dataset, name))) for name in algorithms]
-            seeds = sorted({row["seeds"] for pair in cells for row in pair if row})
-            line = [text_of(row if all(pair) else None) for pair in cells for row in pair]
-            lines.append([dataset, *line, " or ".join(map(str, seeds))])
+        for dataset, own in by(changed, lambda row: row["dataset"]).items():
+            cells = [{row["algorithm"]: row for row in own}.get(name) for name in algorithms]
+            line = [text_of(row, name) for row in cells for name in ("default", "changed")]
+            lines.append([dataset, *line, " or ".join(map(str, sorted({row["seeds"] for row in own})))])
         header = [word for name in algorithms for word in (name, "changed")]
         text += f"## {change}\n\n" + markdown(["", *header, "seeds"], lines)
     out = Path(args.out)

@@ -281,6 +281,10 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
         make_run(tmp_path, "saq_iql", seed, [score + 1], **base | {"learning_rate": 3e-4})
         make_run(tmp_path, "saq_iql", seed, [score + 2], **base | {"restart_every": 0, "vqvae_path": "other.pt"})
         make_run(tmp_path, "iql", seed, [99.0], **base)
+    make_run(tmp_path / "alone", "iql", 0, [5.0], **base)
+    with pytest.raises(SystemExit) as stop:
+        study.main(study.Args((str(tmp_path / "alone"),), str(tmp_path / "a"), resamples=50))
+    assert stop.value.code == 2 and not (tmp_path / "a").exists()
     make_run(tmp_path, "saq_iql", 0, [3.0], **base | {"learning_rate": 3e-4, "layer_norm": False, "acting": "sampled"})
     make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"layer_norm": False})  # has no run at the defaults
     make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"learning_rate": 1e-3})
@@ -289,13 +293,13 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
     text = (tmp_path / "b" / "study.md").read_text()
     assert text == (tmp_path / "a" / "study.md").read_text()
     tables = {part.partition("\n")[0]: part.rstrip().splitlines()[-1] for part in text.split("## ")[1:]}
-    rate, one, paper = "`learning_rate=0.0003`", "`learning_rate=0.001`", "the paper's recipe"
+    rate, paper = "`learning_rate=0.0003`", "the paper's recipe"
     restarts = "`restart_every=0`"  # of the VQ-VAE that was given
-    assert set(tables) == {rate, one, paper, restarts, "`acting=sampled`", "`layer_norm=false`"}
+    assert set(tables) == {rate, paper, restarts, "`acting=sampled`"}
     cells = {title: [cell.partition(" ")[0] for cell in tables[title].split(" | ")[1:-1]] for title in tables}
     assert cells[restarts] == ["25.0", "27.0"]
     assert cells[rate] == ["25.0", "26.0"] and cells["`acting=sampled`"] == ["25.0", "12.5"]
-    assert cells[paper][1] == "3.0" and cells[one] == ["", ""]
+    assert cells[paper] == ["10.0", "3.0"]  # over the one seed that has it
 
 
 def test_errors_are_one_line(tmp_path, capsys):
