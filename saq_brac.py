@@ -49,7 +49,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, NoReturn, get_args
 
@@ -113,7 +113,7 @@ class Args:
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     ema_decay: float = 0.9995
-    """decay of the moving averages of the weights that act; 0: the last weights (the paper)"""
+    """decay of the moving averages of the weights that decode and act; 0: the last weights (the paper)"""
     acting: Literal["mean", "greedy", "sampled"] = "mean"
     """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     eval_every: int = 10_000
@@ -752,6 +752,8 @@ def parse_args(args_class: type, positive: tuple[str, ...] = ()) -> tuple[Any, T
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"--resume {args.resume}: not the folder of a run of {sys.argv[0]} ({error})")
         args = tyro.cli(args_class, default=saved)
+        if args.vqvae_path != saved.vqvae_path:
+            fail("--resume goes on with the run's own VQ-VAE; leave --vqvae-path out")
     counts = ("total_steps", "batch_size", "codebook_size", "hidden_dim", "eval_every", "eval_episodes")
     for name in (*positive, *counts, "final_eval_episodes", "checkpoint_every"):
         if (value := getattr(args, name, None)) is not None and value <= 0:
@@ -776,7 +778,7 @@ def make_standardize(args, dataset: Dataset) -> Standardize:
 
 
 def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
-    """A new VQ-VAE for the dataset, or the one in `args.vqvae_path`, which must have the same shape."""
+    """A new VQ-VAE for the dataset, or the one in `args.vqvae_path`, which must have seen the same observations."""
     standardize = make_standardize(args, dataset)
     vqvae = VQVAE(
         observation_dim=dataset.observations.shape[1],
@@ -786,7 +788,7 @@ def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
         observation_mean=standardize.mean,
         observation_std=standardize.std,
     ).to(device)
-    if args.vqvae_path:
+    if args.vqvae_path and not args.resume:  # else the checkpoint has it
         try:
             trained = VQVAE.load(args.vqvae_path, device)
         except (OSError, ValueError) as error:
@@ -794,6 +796,9 @@ def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
         for name, wanted in vqvae.config.items():
             if trained.config[name] != wanted:
                 fail(f"--vqvae-path {args.vqvae_path} has {name} {trained.config[name]}, this run needs {wanted}")
+        for known, own in zip(trained.standardize.buffers(), vqvae.standardize.buffers(), strict=True):
+            if not torch.allclose(known, own, rtol=1e-3, atol=1e-3):
+                fail(f"--vqvae-path {args.vqvae_path} is of another dataset, or differs in --standardize")
         return trained
     return vqvae
 
@@ -832,11 +837,14 @@ class Run:
             self.folder = Path(args.runs_dir) / name
             self.folder.mkdir(parents=True)
             self.save_checkpoint()
-        packages = ("torch", "gymnasium", "gymnasium-robotics", "minari", "mujoco", "numpy")
+        versions = {}
+        for name in ("torch", "gymnasium", "gymnasium-robotics", "minari", "robosuite", "mujoco", "numpy"):
+            with contextlib.suppress(PackageNotFoundError):
+                versions[name] = version(name)
         git = [shutil.which("git") or "true", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
         description = {
             "args": asdict(args) | {"resume": None},
-            "versions": {name: version(name) for name in (*packages, *(["robosuite"] if task.env_args else []))},
+            "versions": versions,
             "git_commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
         }
         with replacing(self.folder / "args.json") as file:

@@ -187,7 +187,10 @@ def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
 
 
 def ema_weight(decay: float, step: int) -> float:
-    """Weight of step 1, 2, ... in a moving average of this decay; larger at first, so that the first weights fade."""
+    """Weight of step 1, 2, ... in a moving average of this decay, which forgets the first weights.
+
+    Before step 10 / (1 - decay), 20,000 at 0.9995, the average is over about the last tenth of the steps.
+    """
     return max(1.0 - decay, 10 / (9 + step))
 
 

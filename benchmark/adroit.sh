@@ -16,7 +16,7 @@ list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=adroit/${env//\//_}
         common="--env-id $env --seed $seed --total-steps $STEPS"
-        common+=" --hidden-dim 512 --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
+        common+=" --hidden-dim 512 --learning-rate 3e-4 --no-standardize --no-layer-norm --ema-decay 0"
 
         # SAQ-BC, SAQ-IQL: the authors' scripts. SAQ-CQL: not released; the sweep of their kitchen script.
         # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.
@@ -24,7 +24,7 @@ list_jobs() {
         for family in saq aquadem; do
             script=saq_ALGORITHM.py
             [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
-            flags="$common --no-standardize --restart-every 0 --weight-decay 1e-3"
+            flags="$common --restart-every 0 --weight-decay 1e-3"
             for size in 32 64 128; do
                 echo "$at/${family}_bc,codebook-size=$size/$seed python ${script/ALGORITHM/bc} $flags" \
                     "--codebook-size $size --vqvae-steps $VQVAE_STEPS --acting sampled"

@@ -16,7 +16,7 @@ list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=antmaze/${env//\//_}
         common="--env-id $env --seed $seed --total-steps $STEPS --eval-every 100000"
-        common+=" --hidden-dim 512 --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
+        common+=" --hidden-dim 512 --learning-rate 3e-4 --no-standardize --no-layer-norm --ema-decay 0"
 
         # SAQ-BC, SAQ-IQL, SAQ-CQL: not released; the sweeps of the authors' adroit (IQL) and kitchen (CQL) scripts.
         # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.
@@ -24,7 +24,7 @@ list_jobs() {
         for family in saq aquadem; do
             script=saq_ALGORITHM.py
             [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
-            flags="$common --no-standardize --restart-every 0 --weight-decay 1e-3"
+            flags="$common --restart-every 0 --weight-decay 1e-3"
             echo "$at/${family}_bc,codebook-size=64/$seed python ${script/ALGORITHM/bc} $flags" \
                 "--codebook-size 64 --vqvae-steps $VQVAE_STEPS --acting sampled"
             flags+=" --value-scale 0 --gamma 0.99 --n-step 1"

@@ -16,10 +16,10 @@ list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=robomimic/${env//\//_}
         common="--env-id $env --seed $seed --total-steps $STEPS --eval-every 100000"
-        common+=" --hidden-dim 512 --learning-rate 3e-4 --no-layer-norm --ema-decay 0"
+        common+=" --hidden-dim 512 --learning-rate 3e-4 --no-standardize --no-layer-norm --ema-decay 0"
 
         # Not released; the sweeps of the authors' adroit (IQL) and kitchen (CQL) scripts.
-        flags="$common --no-standardize --restart-every 0 --weight-decay 1e-3"
+        flags="$common --restart-every 0 --weight-decay 1e-3"
         echo "$at/saq_bc,codebook-size=64/$seed python saq_bc.py $flags" \
             "--codebook-size 64 --vqvae-steps $VQVAE_STEPS --acting sampled"
         flags+=" --value-scale 0 --gamma 0.99 --n-step 1"

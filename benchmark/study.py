@@ -20,6 +20,9 @@ from report import Run, by, csv_text, fail, load, markdown, order, statistic, wr
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
 
+BUDGET = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim"}
+
+
 @dataclass
 class Args:
     folders: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -33,13 +36,16 @@ class Args:
 def changes(runs: list[Run]) -> dict[int, str]:
     """By id of each of an algorithm's runs on one dataset: its arguments that differ from the defaults, as words.
 
-    Of arguments that are the same in all the runs, such as steps and widths, nothing is said.
+    Of the budget, which is the dataset's, nothing is said.
     """
-    defaults = import_module(runs[0].algorithm.lower().replace("-", "_")).Args()
-    words = [set(run.arguments.split()) for run in runs]
-    varying = set.union(*words) - set.intersection(*words)
-    varying -= {f"{key}={json.dumps(value)}" for key, value in vars(defaults).items()}
-    return {id(run): " ".join(sorted(varying & own)) for run, own in zip(runs, words, strict=True)}
+    defaults = vars(import_module(runs[0].algorithm.lower().replace("-", "_")).Args())
+    expected = {f"{key}={json.dumps(value)}" for key, value in defaults.items()}
+    return {
+        id(run): " ".join(
+            word for word in run.arguments.split() if word.partition("=")[0] not in BUDGET and word not in expected
+        )
+        for run in runs
+    }
 
 
 def title_of(change: str) -> str:

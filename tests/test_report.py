@@ -281,13 +281,12 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
         make_run(tmp_path, "saq_iql", seed, [score + 1], **base | {"learning_rate": 3e-4})
         make_run(tmp_path, "saq_iql", seed, [score + 2], **base | {"restart_every": 0, "vqvae_path": "other.pt"})
         make_run(tmp_path, "iql", seed, [99.0], **base)
-    make_run(tmp_path / "alone", "iql", 0, [5.0], **base)
+    make_run(tmp_path / "alone", "saq_bc", 0, [5.0], **base | {"layer_norm": False})  # no run at the defaults
     with pytest.raises(SystemExit) as stop:
         study.main(study.Args((str(tmp_path / "alone"),), str(tmp_path / "a"), resamples=50))
     assert stop.value.code == 2 and not (tmp_path / "a").exists()
     make_run(tmp_path, "saq_iql", 0, [3.0], **base | {"learning_rate": 3e-4, "layer_norm": False, "acting": "sampled"})
-    make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"layer_norm": False})  # has no run at the defaults
-    make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"learning_rate": 1e-3})
+    make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"layer_norm": False})
     for source, out in ((tmp_path, tmp_path / "a"), (tmp_path / "a", tmp_path / "b")):
         study.main(study.Args((str(source),), str(out), resamples=50))
     text = (tmp_path / "b" / "study.md").read_text()

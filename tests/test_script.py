@@ -183,9 +183,13 @@ def test_another_seed_gives_other_bits(finished, tmp_path):
 
 def test_the_algorithms_train_the_same_vqvae_and_share_it(runs_of, tmp_path):
     files = [runs_of(algorithm)[0] / "vqvae.pt" for algorithm in ALGORITHMS]
-    done = run(*small("saq_iql"), f"--vqvae-path={files[0]}", folder=tmp_path, algorithm="saq_iql")
+    given = shutil.copy(files[0], tmp_path)
+    done = run(*small("saq_iql"), f"--vqvae-path={given}", folder=tmp_path, algorithm="saq_iql")
     assert "vqvae 40/40" not in done.stdout
-    files.append(only_run(tmp_path / "runs") / "vqvae.pt")
+    folder = only_run(tmp_path / "runs")
+    os.remove(given)
+    run("--resume", folder, "--total-steps=80", algorithm="saq_iql")  # the checkpoint has it
+    files.append(folder / "vqvae.pt")
     first, *others = (torch.load(path, weights_only=True)["weights"] for path in files)
     assert all(torch.equal(value, other[key]) for other in others for key, value in first.items())
 
@@ -346,6 +350,8 @@ def bad_input(tmp_path, finished, other_algorithm):
             [*SMALL, vqvae, "--env-id=door-human-v0", f"--dataset-path={other}"],
             ["observation_dim 28", "39"],
         ),
+        "VQ-VAE of other observations": ([*SMALL, vqvae, "--no-standardize"], ["--vqvae-path", "--standardize"]),
+        "resume with another VQ-VAE": ([f"--resume={folder}", vqvae], ["leave --vqvae-path out"]),
         "resume nothing": (["--resume=nowhere"], ["not the folder of a run"]),
         "resume another algorithm": ([f"--resume={other_algorithm}"], ["saq_cql.py", "bc_steps"]),
         "resume a truncated checkpoint": ([f"--resume={broken}"], ["not a readable checkpoint"]),
@@ -370,6 +376,8 @@ def bad_input(tmp_path, finished, other_algorithm):
         "file that is no VQ-VAE",
         "VQ-VAE of another size",
         "VQ-VAE of another task",
+        "VQ-VAE of other observations",
+        "resume with another VQ-VAE",
         "resume nothing",
         "resume another algorithm",
         "resume a truncated checkpoint",
