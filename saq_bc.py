@@ -8,8 +8,7 @@ A categorical policy over K codes can be of many modes, which a Gaussian over ac
 other algorithms of this project have to beat, and the pi_b that SAQ-IQL and SAQ-BRAC hold on to.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 5.
-README.md numbers the deviations from the paper, whose own recipe is --no-standardize --restart-every 0 --no-layer-norm
---learning-rate 3e-4 --ema-decay 0 --acting sampled.
+README.md numbers the deviations from the paper and has the commands of its own recipe.
 
     python saq_bc.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_bc.py --env-id hopper-medium-v2       # D4RL

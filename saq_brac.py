@@ -19,8 +19,7 @@ of n steps: w r is the discounted sum of n rewards, s' follows the last of them,
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4,
 whose authors released only the continuous BRAC; BRAC (Wu et al., 2019), section 3. README.md numbers the
-deviations from the paper, whose own quantizer and networks are --no-standardize --restart-every 0 --no-layer-norm
---learning-rate 3e-4 --ema-decay 0 --value-scale 0 --gamma 0.99 --n-step 1 --tau 0.005 --acting sampled.
+deviations from the paper and has the commands of its own recipe.
 
     python saq_brac.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_brac.py --env-id hopper-medium-v2       # D4RL

@@ -12,9 +12,8 @@ weight w puts the largest return of the dataset at `value_scale`, so that one T 
 are of n steps: w r is the discounted sum of n rewards, s' follows the last of them, and gamma stands for gamma^n.
 
 Paper: *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4;
-CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper, whose own recipe is
---no-standardize --restart-every 0 --no-layer-norm --learning-rate 3e-4 --ema-decay 0 --value-scale 0 --gamma 0.99
---n-step 1 --backup greedy --target-period 200 --acting greedy.
+CQL (Kumar et al., NeurIPS 2020), equation 4. README.md numbers the deviations from the paper and has the
+commands of its own recipe.
 
     python saq_cql.py                                 # this repository's demo dataset: a robot arm picks and places
     python saq_cql.py --env-id hopper-medium-v2       # D4RL

@@ -86,8 +86,10 @@ def read(folder: Path) -> list[Row]:
     """The rows of ablation.csv if `folder` has one, else of every finished run below it that has a quantizer."""
     if (folder / "ablation.csv").exists():
         with open(folder / "ablation.csv", newline="") as file:
-            types = Row.__annotations__
-            rows = [Row(**{name: types[name](text) for name, text in row.items()}) for row in csv.DictReader(file)]
+            types, reader = Row.__annotations__, csv.DictReader(file)
+            if reader.fieldnames != list(types):
+                fail(f"{folder / 'ablation.csv'} is of another version: its columns are not {', '.join(types)}")
+            rows = [Row(**{name: types[name](text) for name, text in row.items()}) for row in reader]
     else:
         paths = sorted(folder.rglob("result.json"))
         rows = [read_run(path.parent) for path in paths if "vqvae" in json.loads(path.read_text())]
