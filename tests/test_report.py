@@ -301,6 +301,39 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
     assert cells[paper] == ["10.0", "3.0"]  # over the one seed that has it
 
 
+def test_ablation_averages_over_seeds(tmp_path):
+    def draw(source, out):
+        script = [sys.executable, ROOT / "benchmark" / "ablation.py", source, "--out", out]
+        return subprocess.run(script, capture_output=True, text=True, check=False)
+
+    def make(name, seed, score, error):
+        folder = make_run(tmp_path / "runs", name, seed, [score - 1, score + 1], other=[7.0], codebook_size=8)
+        result = json.loads((folder / "result.json").read_text())
+        result["scores"]["greedy"] = [0.0, 50.0]
+        result["vqvae"] = {"reconstruction_error": error, "action_variance": 2.0, "codes_used": 8, "perplexity": 6.5}
+        (folder / "result.json").write_text(json.dumps(result))
+
+    for seed, score in ((1, 40.0), (2, 50.0)):
+        make("saq_bc", seed, score, 0.1 * seed)
+    make("quantizers_uniform_bc", 1, 30.0, 1.0)
+    assert draw(tmp_path / "runs", tmp_path / "a").returncode == 0
+    assert draw(tmp_path / "a", tmp_path / "b").returncode == 0
+    text = (tmp_path / "a" / "ablation.md").read_text()
+    assert text == (tmp_path / "b" / "ablation.md").read_text()
+    saq, uniform = (row[2:-2].split(" | ")[1:] for row in text.splitlines()[2:])
+    scores = ["45.0 (7.1)", "25.0 (0.0)", "7.0 (0.0)"]
+    assert saq == ["BC", "state-conditioned", "8", "2", *scores, "0.0750 (0.0354)", "8 (0)", "6.5 (0.0)"]
+    assert uniform == ["BC", "uniform grid", "8", "1", "30.0", "25.0", "7.0", "0.5000", "8", "6.5"]
+    assert (tmp_path / "a" / "ablation.png").stat().st_size > 10_000
+
+    (tmp_path / "b" / "ablation.csv").write_text("dataset,score\nx,1\n")
+    make("saq_bc", 1, 0.0, 1.0)
+    for folder, message in ((tmp_path / "b", "another version"), (tmp_path / "runs", "two runs")):
+        done = draw(folder, tmp_path / "c")
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+        assert not (tmp_path / "c").exists()
+
+
 def test_errors_are_one_line(tmp_path, capsys):
     def error(folder):
         with pytest.raises(SystemExit) as stop:
