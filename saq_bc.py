@@ -89,7 +89,7 @@ class Args:
     weight_decay: float = 1e-3
     """AdamW's weight decay (the paper's published runs: 1e-4)"""
     ema_decay: float = 0.9995
-    """decay of the moving averages of the weights that decode and act; 0: the last weights (the paper)"""
+    """decay of the moving averages of the weights that act; 0: the last weights (the paper)"""
     acting: Literal["mean", "greedy", "sampled"] = "mean"
     """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     eval_every: int = 10_000

@@ -112,7 +112,7 @@ class Args:
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     ema_decay: float = 0.9995
-    """decay of the moving averages of the weights that decode and act; 0: the last weights (the paper)"""
+    """decay of the moving averages of the weights that act; 0: the last weights (the paper)"""
     acting: Literal["mean", "greedy", "sampled"] = "mean"
     """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     eval_every: int = 10_000
