@@ -783,7 +783,7 @@ def make_vqvae(args, dataset: Dataset, device: torch.device) -> VQVAE:
         observation_mean=standardize.mean,
         observation_std=standardize.std,
     ).to(device)
-    if args.vqvae_path and not args.resume:  # else the checkpoint has it
+    if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
         try:
             trained = VQVAE.load(args.vqvae_path, device)
         except (OSError, ValueError) as error:

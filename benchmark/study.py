@@ -19,8 +19,7 @@ from report import Run, by, csv_text, fail, load, markdown, order, statistic, wr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
-
-BUDGET = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim"}
+BUDGET = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim"}  # the dataset's, not a change
 
 
 @dataclass
@@ -33,19 +32,11 @@ class Args:
     """bootstrap resamples of an interval"""
 
 
-def changes(runs: list[Run]) -> dict[int, str]:
-    """By id of each of an algorithm's runs on one dataset: its arguments that differ from the defaults, as words.
-
-    Of the budget, which is the dataset's, nothing is said.
-    """
-    defaults = vars(import_module(runs[0].algorithm.lower().replace("-", "_")).Args())
-    expected = {f"{key}={json.dumps(value)}" for key, value in defaults.items()}
-    return {
-        id(run): " ".join(
-            word for word in run.arguments.split() if word.partition("=")[0] not in BUDGET and word not in expected
-        )
-        for run in runs
-    }
+def change_of(run: Run) -> str:
+    """The arguments of a run, but for its budget, that differ from its algorithm's defaults, as words."""
+    defaults = vars(import_module(run.algorithm.lower().replace("-", "_")).Args())
+    same = {f"{key}={json.dumps(value)}" for key, value in defaults.items()}
+    return " ".join(word for word in run.arguments.split() if word.partition("=")[0] not in BUDGET and word not in same)
 
 
 def title_of(change: str) -> str:
@@ -81,19 +72,17 @@ def text_of(row: dict[str, Any] | None, name: str) -> str:
 
 def main(args: Args) -> None:
     runs = [run for run in load(args.folders, "asked") if run.algorithm.startswith("SAQ-")]
-    of = {}
-    for same in by(runs, lambda run: (run.dataset, run.algorithm)).values():
-        of |= changes(same)
+    of = {id(run): change_of(run) for run in runs}
     groups = by(runs, lambda run: (title_of(of[id(run)]), run.dataset, run.algorithm))
     defaults = {tuple(key): same for (title, *key), same in groups.items() if not title}
     rows = []
     for (title, *key), same in groups.items():
         # Other ways of acting are changes, too, but need no runs of their own.
-        ways = {title: same[0].asked} if title else {f"`acting={way}`": way for way in same[0].scores}
-        for change, way in ways.items():
-            if title or way != same[0].asked:
-                row = compare(defaults.get(tuple(key), []), same, way, args.resamples)
-                rows += [{"change": change} | row] if row else []
+        asked, ways = same[0].asked, same[0].scores
+        shown = {title: asked} if title else {f"`acting={way}`": way for way in ways if way != asked}
+        for change, way in shown.items():
+            if row := compare(defaults.get(tuple(key), []), same, way, args.resamples):
+                rows.append({"change": change} | row)
     if not rows:
         fail(f"no SAQ runs at the defaults and changed, of one seed, in {', '.join(args.folders)}")
     text = """# What each default is worth
@@ -106,8 +95,8 @@ the defaults and with the change in the title, which is the paper's value, over 
         algorithms = sorted({row["algorithm"] for row in changed}, key=order)
         lines = []
         for dataset, own in by(changed, lambda row: row["dataset"]).items():
-            cells = [{row["algorithm"]: row for row in own}.get(name) for name in algorithms]
-            line = [text_of(row, name) for row in cells for name in ("default", "changed")]
+            found = {row["algorithm"]: row for row in own}
+            line = [text_of(found.get(algorithm), name) for algorithm in algorithms for name in ("default", "changed")]
             lines.append([dataset, *line, " or ".join(map(str, sorted({row["seeds"] for row in own})))])
         header = [word for name in algorithms for word in (name, "changed")]
         text += f"## {change}\n\n" + markdown(["", *header, "seeds"], lines)
