@@ -340,7 +340,7 @@ def test_the_other_scripts_commands_parse_and_their_steps_can_be_set(tmp_path):
     steps = {"VQVAE_STEPS": "7", "BC_STEPS": "8", "STEPS": "9", "DRY": "1", "RUNS_DIR": str(tmp_path), "SEEDS": "4"}
     for data in ("hopper-medium-expert-sb3-v0", "door-human-v0", "lift_scripted_low_dim"):
         (tmp_path / f"{data}.hdf5").touch()
-    for script, count in (("small", 40), ("study", 168), ("ablation", 54)):
+    for script, count in (("small", 40), ("study", 172), ("ablation", 54)):
         path = ROOT / "benchmark" / f"{script}.sh"
         env = os.environ | steps | {"DATASETS_DIR": str(tmp_path)}
         commands = subprocess.run([path], env=env, capture_output=True, text=True, check=True).stdout.splitlines()
