@@ -88,7 +88,7 @@ def main(args: Args) -> None:
     text = """# What each default is worth
 
 Interquartile mean over seeds (95% interval, percentiles of a bootstrap over seeds) of the last checkpoint's score, at
-the defaults and with the change in the title, which is the paper's value, over the same seeds. Empty: no runs of both.
+the defaults and with the change in the title, over the same seeds. Empty: no runs of both.
 
 """
     for change, changed in sorted(by(rows, lambda row: row["change"]).items()):
