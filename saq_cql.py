@@ -85,8 +85,8 @@ class Args:
     """standardize observations with the dataset's mean and deviation (the paper: raw)"""
     restart_every: int = 500
     """VQ-VAE steps between restarts of unused codes, after a k-means start; 0: neither (the paper)"""
-    layer_norm: bool = False
-    """normalize the hidden layers of Q"""
+    layer_norm: bool = True
+    """normalize the hidden layers of every network but the VQ-VAE (the paper: no)"""
     learning_rate: float = 3e-3
     """learning rate of every network (the paper: 3e-4)"""
     adam_b1: float = 0.9

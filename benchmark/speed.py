@@ -40,7 +40,7 @@ class Args:
     action_dim: int = 4
     """number of action dimensions (demo dataset: 4)"""
     layer_norm: bool = True
-    """normalize the hidden layers, as all algorithm files but saq_cql.py do by default"""
+    """normalize the hidden layers of Q and V, as the algorithm files do by default"""
     compile: bool = False
     """compile the losses"""
 

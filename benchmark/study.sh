@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What each default is worth: SAQ at the budget of small.sh, with one default at a time set back to the paper's, and with
-# all of them; SAQ-CQL with the layer normalization of the others, and SAQ-BRAC with one Q-function. The runs at the
-# defaults are small.sh's own, and made first where they are missing.
+# all of them; SAQ-BRAC with one Q-function, too. The runs at the defaults are small.sh's own, and made first where they
+# are missing.
 #
 #   DATASETS_DIR=~/datasets SEEDS="1 2 3 4 5" JOBS=2 bash benchmark/study.sh
 #   python benchmark/study.py runs --out benchmark/results/study
@@ -15,8 +15,7 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
     echo "learning-rate bc,iql,cql,brac 1 --learning-rate 3e-4"
     echo "standardize bc,iql,cql,brac 1 --no-standardize"
     echo "restart-every bc,iql,cql,brac 1 --restart-every 0"
-    echo "layer-norm bc,iql,brac 0 --no-layer-norm"
-    echo "layer-norm cql 0 --layer-norm"
+    echo "layer-norm bc,iql,cql,brac 0 --no-layer-norm"
     echo "ema-decay bc,iql,cql,brac 1 --ema-decay 0"
     echo "value-scale iql,cql,brac 0 --value-scale 0"
     echo "gamma iql,cql,brac 0 --gamma 0.99"

@@ -12,6 +12,7 @@ END = "# ---- end of the shared section -"
 COMMON = ["env_id", "dataset_path", "seed", "vqvae_steps", "bc_steps", "batch_size", "codebook_size", "hidden_dim"]
 COMMON += ["standardize", "restart_every", "learning_rate", "gamma", "tau", "eval_episodes", "final_eval_episodes"]
 COMMON += [
+    "layer_norm",
     "ema_decay",
     "acting",
     "checkpoint_every",
