@@ -121,7 +121,7 @@ def table(rows: list[Row]) -> str:
     titles = ("dataset", "algorithm", "quantizer", "K", "seeds", *WAYS, "error / variance", "codes used", "perplexity")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for (dataset, algorithm, quantizer, codes), runs in group(rows, lambda row: row[:4]).items():
-        cells = [dataset, algorithm.upper(), NAMES[quantizer], str(codes), str(len(runs))]
+        cells = [dataset, f"SAQ-{algorithm.upper()}", NAMES[quantizer], str(codes), str(len(runs))]
         for column, digits in columns.items():
             values = [getattr(run, column) for run in runs]
             spread = f" ({np.std(values, ddof=1):{digits}})" if len(runs) > 1 else ""
@@ -153,7 +153,7 @@ def draw(rows: list[Row], acting: str, path: Path) -> None:
         for axis, algorithm in zip(line[1:], algorithms, strict=True):
             chosen = [run for run in runs if run.algorithm == algorithm]
             draw_lines(axis, chosen, acting)
-            axis.set(title=algorithm.upper(), ylabel=f"score, {acting}")
+            axis.set(title=f"SAQ-{algorithm.upper()}", ylabel=f"score, {acting}")
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             axis.set_visible(bool(chosen))
         sizes = sorted({run.codebook_size for run in runs})

@@ -322,8 +322,8 @@ def test_ablation_averages_over_seeds(tmp_path):
     assert text == (tmp_path / "b" / "ablation.md").read_text()
     saq, uniform = (row[2:-2].split(" | ")[1:] for row in text.splitlines()[2:])
     scores = ["45.0 (7.1)", "25.0 (0.0)", "7.0 (0.0)"]
-    assert saq == ["BC", "state-conditioned", "8", "2", *scores, "0.0750 (0.0354)", "8 (0)", "6.5 (0.0)"]
-    assert uniform == ["BC", "uniform grid", "8", "1", "30.0", "25.0", "7.0", "0.5000", "8", "6.5"]
+    assert saq == ["SAQ-BC", "state-conditioned", "8", "2", *scores, "0.0750 (0.0354)", "8 (0)", "6.5 (0.0)"]
+    assert uniform == ["SAQ-BC", "uniform grid", "8", "1", "30.0", "25.0", "7.0", "0.5000", "8", "6.5"]
     assert (tmp_path / "a" / "ablation.png").stat().st_size > 10_000
 
     (tmp_path / "b" / "ablation.csv").write_text("dataset,score\nx,1\n")
