@@ -728,7 +728,7 @@ def parse_args(args_class: type, positive: tuple[str, ...] = ()) -> tuple[Any, T
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"--resume {args.resume}: not the folder of a run of {sys.argv[0]} ({error})")
         args = tyro.cli(args_class, default=saved)
-        if vars(args).get("vqvae_path") != vars(saved).get("vqvae_path"):
+        if getattr(args, "vqvae_path", None) != getattr(saved, "vqvae_path", None):
             fail("--resume goes on with the run's own VQ-VAE; leave --vqvae-path out")
     counts = ("total_steps", "batch_size", "codebook_size", "hidden_dim", "eval_every", "eval_episodes")
     for name in (*positive, *counts, "final_eval_episodes", "checkpoint_every"):
