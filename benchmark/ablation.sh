@@ -12,7 +12,7 @@ hopper=${DATASETS_DIR:-}/hopper-medium-expert-sb3-v0.hdf5
 for seed in ${SEEDS:-1 2 3}; do
     for codes in 8 16 32 64 128 256; do
         for quantizer in saq action-only uniform; do
-            flags="--seed $seed --codebook-size $codes --hidden-dim 256 --final-eval-episodes 50"
+            flags="--seed $seed --codebook-size $codes --final-eval-episodes 50"
             flags+=" --total-steps ${STEPS:-3000}"
             case $quantizer in
                 saq) name=saq bc="saq_bc.py" iql="saq_iql.py" ;;

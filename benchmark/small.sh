@@ -18,7 +18,7 @@ source benchmark/datasets.sh
 for seed in ${SEEDS:-1 2 3}; do
     datasets | while read -r name vqvae bc total flags; do
         vqvae=${VQVAE_STEPS:-$vqvae} bc=${BC_STEPS:-$bc} total=${STEPS:-$total}
-        flags="--seed $seed --hidden-dim 256 --eval-every 5000 $flags"
+        flags="--seed $seed --eval-every 5000 $flags"
         codes="--vqvae-path {small/$name/saq_bc/$seed}/vqvae.pt"
         job() { # job FOLDER SCRIPT FLAGS...
             local folder=small/$name/$1/$seed script=$2

@@ -36,7 +36,7 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
 for seed in ${SEEDS:-1 2 3 4 5}; do
     datasets | grep -v lift-200 | while read -r name vqvae bc total flags; do
         vqvae=${VQVAE_STEPS:-$vqvae} bc=${BC_STEPS:-$bc} total=${STEPS:-$total}
-        flags="--seed $seed --hidden-dim 256 --eval-every 5000 $flags"
+        flags="--seed $seed --eval-every 5000 $flags"
         job() { # job FOLDER ALGORITHM VQ-VAE FLAGS...: with the VQ-VAE of another job's folder, or its own
             local folder=$1/$seed script=saq_$2.py codes="--vqvae-path {$3/$seed}/vqvae.pt" steps
             [ "$3" ] || codes="--vqvae-steps $vqvae"

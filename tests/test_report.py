@@ -289,6 +289,7 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
     make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"layer_norm": False})
     for source, out in ((tmp_path, tmp_path / "a"), (tmp_path / "a", tmp_path / "b")):
         study.main(study.Args((str(source),), str(out), resamples=50))
+    assert (tmp_path / "b" / "study.png").stat().st_size > 10_000
     text = (tmp_path / "b" / "study.md").read_text()
     assert text == (tmp_path / "a" / "study.md").read_text()
     tables = {part.partition("\n")[0]: part.rstrip().splitlines()[-1] for part in text.split("## ")[1:]}
