@@ -115,14 +115,13 @@ def main(args: Args) -> None:
     latent = vqvae.config["embedding_dim"]
     encoder = [(obs + act, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, latent, "ywx")]
     decoder = [(obs + latent, hidden, "ywx"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
-    mean_action = [(obs, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
     q_layers = [(obs, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, codes, "ywx")]
     v_layers = [*q_layers[:2], (hidden, 1, "ywx")]
     forward_q, forward_v = ([(i, o, "y") for i, o, _ in layers] for layers in (q_layers, v_layers))
     phases = {
         "VQ-VAE": (
             lambda steps: train_vqvae(vqvae, observations, actions, steps, args.batch_size, compile=args.compile),
-            [*mean_action, *encoder, (latent, codes, "y"), *decoder],
+            [*encoder, (latent, codes, "y"), *decoder],
         ),
         "SAQ-BC, pi_b": (
             train(lambda i: behavior_step(behavior, observations[i], table[i]), [behavior], (acting,)),
