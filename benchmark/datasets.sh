@@ -8,5 +8,5 @@ datasets() { # one line each: name, steps of the VQ-VAE, of policies, of Q, and 
     [ ! -f "$folder/door-human-v0.hdf5" ] ||
         echo "door 3000 3000 3000 --env-id door-human-v0 --dataset-path $folder/door-human-v0.hdf5 --final-eval-episodes 50"
     [ ! -f "$lift" ] || echo "lift-200 3000 3000 3000 --dataset-path $lift --final-eval-episodes 25"
-    echo "demo 5000 5000 5000"
+    echo "demo 3000 3000 3000"
 }

@@ -5,8 +5,8 @@
 
 What the algorithms' own networks see is unchanged. First the quantizer, then the algorithm, then the flags of its file:
 
-    python benchmark/quantizers.py action-only bc --vqvae-steps 5000 --total-steps 5000
-    python benchmark/quantizers.py uniform iql --bc-steps 5000 --total-steps 5000
+    python benchmark/quantizers.py action-only bc --vqvae-steps 3000 --total-steps 3000
+    python benchmark/quantizers.py uniform iql --bc-steps 3000 --total-steps 3000
 """
 
 import importlib.util

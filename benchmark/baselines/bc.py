@@ -39,7 +39,7 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    total_steps: int = 5000
+    total_steps: int = 3000
     """gradient steps of the policy"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""

@@ -58,9 +58,9 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    bc_steps: int = 5000
+    bc_steps: int = 3000
     """gradient steps of the behavior policy"""
-    total_steps: int = 5000
+    total_steps: int = 3000
     """gradient steps of Q and policy"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""

@@ -59,7 +59,7 @@ class Args:
     """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
     seed: int = 1
     """seed of networks, batches and evaluation episodes"""
-    total_steps: int = 10_000
+    total_steps: int = 6000
     """gradient steps of Q and policy"""
     batch_size: int = 256
     """transitions per gradient step, in every phase"""
