@@ -39,7 +39,9 @@ class Args:
 @cache
 def read(env_id: str, path: str | None, key: str | None, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Observations (M, observation_dim) and actions (M, action_dim) of the dataset of these arguments of a run."""
-    task = find_task(saq_cql.Args(env_id, path, key, list(names) or None))
+    task = find_task(
+        saq_cql.Args(env_id=env_id, dataset_path=path, dataset_filter=key, observation_keys=list(names) or None)
+    )
     dataset = load_dataset(task, make_env(task), torch.device("cpu"))
     return dataset.observations[: len(dataset.actions)], dataset.actions
 
@@ -51,8 +53,8 @@ def errors(
     """Reconstruction error and cross-entropy of a run, of which `model` is the model.pt."""
     args = model["args"]
     net = mlp(vqvae.standardize, args["codebook_size"], args["hidden_dim"], args["layer_norm"])
-    net.load_state_dict(model["behavior"] if "behavior" in model else model["q"])
-    temperature = 1.0 if "behavior" in model else args["temperature"]
+    name, temperature = ("behavior", 1.0) if "behavior" in model else ("q", args["temperature"])
+    net.load_state_dict(model[name])
     codes = vqvae.encode(observations, actions)
     parts = zip(observations.split(16384), codes.split(16384), strict=True)
     sums = [F.cross_entropy(net(rows) / temperature, taken, reduction="sum") for rows, taken in parts]

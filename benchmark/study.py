@@ -3,8 +3,8 @@
     python benchmark/study.py runs --out benchmark/results/study
     python benchmark/study.py benchmark/results/study --out again    # from what it wrote itself, without the runs
 
-Written to `--out`: study.md, a table per change; study.csv, all its figures; study.png, what each change
-of training does to each score; runs.csv and episodes.csv.gz, as report.py writes them.
+Written to `--out`: study.md, a table per change; study.csv, all its figures; study.png, what each change of
+training does to each score; runs.csv and episodes.csv.gz, as report.py writes them.
 """
 
 import json
@@ -14,10 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from report import Run, by, csv_text, fail, load, markdown, order, statistic, write_runs
+from report import Run, by, csv_text, fail, load, markdown, order, plt, statistic, write_runs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
@@ -72,25 +71,26 @@ def text_of(row: dict[str, Any] | None, name: str) -> str:
     return f"{row[name]:.1f}" + ("" if low is None else f" ({low:.1f} to {high:.1f})")
 
 
+def gain(row: dict[str, Any]) -> float:
+    """By how much the change raises the score."""
+    return row["changed"] - row["default"]
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A line per change, a column per dataset and algorithm: the change minus the defaults, and the number of seeds."""
-    cells = {(row["change"], row["dataset"], row["algorithm"]): row for row in rows}
-    columns = sorted({key[1:] for key in cells}, key=lambda column: (column[0], order(column[1])))
-    gains = {
-        change: [row["changed"] - row["default"] for row in own]
-        for change, own in by(rows, lambda r: r["change"]).items()
-    }
-    changes = sorted(gains, key=lambda change: np.mean(gains[change]))
+    columns = sorted({(row["dataset"], row["algorithm"]) for row in rows}, key=lambda key: (key[0], order(key[1])))
+    changes = sorted(by(rows, lambda row: row["change"]).values(), key=lambda own: np.mean([gain(row) for row in own]))
     image = np.full((len(changes), len(columns)), np.nan)
     figure, axis = plt.subplots(figsize=(2.4 + 0.56 * len(columns), 1.5 + 0.36 * len(changes)), layout="constrained")
-    for (change, *column), row in cells.items():
-        y, x = changes.index(change), columns.index(tuple(column))
-        image[y, x] = row["changed"] - row["default"]
-        colour = "white" if abs(image[y, x]) > 75 else "black"
-        axis.text(x - 0.08, y, f"{round(image[y, x]):+}", ha="center", va="center", fontsize=9, color=colour)
-        axis.text(x + 0.46, y + 0.44, row["seeds"], ha="right", va="bottom", fontsize=6, color=colour)
+    for y, own in enumerate(changes):
+        for row in own:
+            x = columns.index((row["dataset"], row["algorithm"]))
+            image[y, x] = gain(row)
+            colour = "white" if abs(image[y, x]) > 75 else "black"
+            axis.text(x - 0.08, y, f"{round(image[y, x]):+}", ha="center", va="center", fontsize=9, color=colour)
+            axis.text(x + 0.46, y + 0.44, row["seeds"], ha="right", va="bottom", fontsize=6, color=colour)
     axis.imshow(image, cmap="RdBu", vmin=-100, vmax=100, aspect="auto")
-    axis.set_yticks(range(len(changes)), [change.strip("`") for change in changes])
+    axis.set_yticks(range(len(changes)), [own[0]["change"].strip("`") for own in changes])
     axis.set_xticks(range(len(columns)), [algorithm for _, algorithm in columns], rotation=45, ha="left")
     axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     for dataset, own in by(columns, lambda column: column[0]).items():
@@ -144,4 +144,5 @@ the defaults and with the change in the title, over the same seeds. Empty: no ru
 
 
 if __name__ == "__main__":
+    plt.switch_backend("Agg")
     main(tyro.cli(Args))
