@@ -58,10 +58,13 @@ def errors(
     codes = vqvae.encode(observations, actions)
     parts = zip(observations.split(16384), codes.split(16384), strict=True)
     sums = [F.cross_entropy(net(rows) / temperature, taken, reduction="sum") for rows, taken in parts]
-    return vqvae.evaluate(observations, actions)["reconstruction_error"], sum(sums).item() / len(codes)
+    error = (vqvae.decode(observations, codes) - actions).square().sum(1).mean().item()
+    return error, sum(sums).item() / len(codes)
 
 
 def main(args: Args) -> None:
+    if not args.runs:
+        fail("name at least one folder of a finished run of saq_*.py")
     lines = []
     for folder in args.runs:
         try:

@@ -60,6 +60,7 @@ def test_errors_on_both_datasets_are_those_by_hand(tmp_path):
 
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path):
-    done = held_out(tmp_path, "--dataset-path", DEMO)
-    assert done.returncode == 2 and "not the folder of a finished run" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    for runs, message in [((tmp_path,), "not the folder of a finished run"), ((), "at least one folder")]:
+        done = held_out(*runs, "--dataset-path", DEMO)
+        assert done.returncode == 2 and message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
