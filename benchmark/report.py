@@ -51,7 +51,7 @@ class Args:
     """folders to search for runs, and folders that this script wrote"""
     out: str
     """folder to write to"""
-    acting: Literal["asked", "mean", "greedy", "sampled", "best"] = "asked"
+    acting: Literal["asked", "mean", "greedy", "sampled", "softmax", "best"] = "asked"
     """way of acting to show: what the command asked for, one for all, or each algorithm's best, as --select says"""
     select: Literal["block", "all"] = "block"
     """datasets over which an algorithm shows one setting, and one way of acting if the best: a block's, or all"""
@@ -70,7 +70,7 @@ with open(Path(__file__).parent / "paper.csv", newline="") as _file:
     _rows = list(csv.DictReader(_file))
 PAPER = {(row["dataset"], row["algorithm"]): float(row["score"]) for row in _rows}
 BLOCKS = {row["dataset"]: row["block"] for row in _rows}  # of the paper's datasets, in its order
-WAYS = ("mean", "greedy", "sampled")  # of acting
+WAYS = ("mean", "greedy", "sampled", "softmax")  # of acting
 DIGITS = 4  # of scores as read, so that episodes.csv.gz is small and gives the same tables as the runs
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(FOLDER))
 
 from bc import GaussianPolicy, bc_loss  # noqa: E402  (the baselines are scripts, not a package)
 from brac import behavior_loss, brac_loss  # noqa: E402
-from cql import TanhGaussianPolicy, TwinQ, cql_loss  # noqa: E402
+from cql import TanhGaussianPolicy, TwinQ, cql_loss, softmax_mean  # noqa: E402
 from iql import iql_loss, mlp  # noqa: E402
 
 from vqvae import Standardize  # noqa: E402
@@ -181,6 +181,23 @@ def test_cql_loss_is_the_equations():
     assert metrics["loss"].item() == pytest.approx(total, rel=1e-3)
 
 
+def test_the_mean_of_softmax_q_converges_to_the_integral():
+    torch.manual_seed(0)
+    actor, q = TanhGaussianPolicy(STANDARDIZE, SPACE, 16, False), TwinQ(STANDARDIZE, 2, 16, False)
+    for member in q.members:
+        member[-1].weight.data *= 30.0  # far from uniform
+    observations, generator = torch.randn(3, 4), torch.Generator().manual_seed(0)
+    actions = softmax_mean(q, actor, observations, generator, samples=100_000)
+    cells = (torch.arange(300) + 0.5) / 300
+    low, high = torch.from_numpy(SPACE.low), torch.from_numpy(SPACE.high)
+    grid = low + (high - low) * torch.cartesian_prod(cells, cells)
+    for observation, action in zip(observations, actions):
+        values = q(observation.expand(len(grid), -1), grid).amin(0).detach()
+        expected = values.softmax(0) @ grid
+        assert (expected - grid.mean(0)).abs().max() > 0.1
+        torch.testing.assert_close(action, expected, atol=0.02, rtol=0)
+
+
 def test_the_sampled_log_integral_converges_to_the_integral():
     inputs = cql_inputs(n=4000)
     inputs |= {k: inputs[k][:2] for k in ("observations", "actions", "rewards", "next_observations", "discounts")}
@@ -319,7 +336,7 @@ def test_a_run_has_the_outputs_of_every_algorithm_and_resumes_to_the_same_bits(t
     assert folder.name.startswith(f"fetch-pick-and-place-demo-v0__{algorithm}__1__") and done.stderr == ""
     result = json.loads((folder / "result.json").read_text())
     assert result["algorithm"] == algorithm and result["scores"]["mean"] == result["normalized_scores"]
-    assert result["scores"].keys() == {"mean", "sampled"}
+    assert result["scores"].keys() == {"mean", "sampled"} | ({"softmax"} if algorithm == "cql" else set())
     assert np.load(folder / "eval.npz")["step"].tolist() == [20, 20, 40, 40, 40]
 
     short = [flag for flag in small if "total" not in flag] + ["--total-steps=30"]

@@ -87,8 +87,8 @@ class Args:
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     ema_decay: float = 0.9995
     """decay of the moving averages of the weights that act; 0: the last weights (the paper)"""
-    acting: Literal["mean", "sampled"] = "mean"
-    """the policy's mean, or a sample; after the last step both"""
+    acting: Literal["mean", "sampled", "softmax"] = "mean"
+    """the policy's mean, a sample, or the mean of softmax(Q), as SAQ-CQL acts; after the last step all"""
     eval_every: int = 10_000
     """gradient steps between evaluations"""
     eval_episodes: int = 10
@@ -164,6 +164,31 @@ class TwinQ(nn.Module):
     def forward(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         inputs = torch.cat([observations, actions], 1)
         return torch.cat([q(inputs) for q in self.members], 1).T
+
+
+@torch.no_grad()
+def softmax_mean(
+    q: TwinQ, actor: TanhGaussianPolicy, observations: torch.Tensor, generator: torch.Generator, samples: int = 48
+) -> torch.Tensor:
+    """The mean action (B, action_dim) of the density exp (min Q(s, a)) / Z, which CQL(H) regularizes, at T = 1.
+
+    SAQ-CQL acts by the like and sums over codes; here importance sampling estimates it, from as many `samples` of the
+    uniform distribution as of the policy.
+
+    Args:
+        observations: (B, observation_dim) float32.
+        generator: draws the samples.
+    """
+    normal = actor(observations)
+    draw = {"generator": generator, "device": observations.device}
+    uniform = 2.0 * torch.rand(samples, *normal.mean.shape, **draw) - 1.0
+    noise = torch.randn(samples, *normal.mean.shape, **draw)
+    u = torch.cat([uniform.clamp(-0.99999, 0.99999).atanh(), normal.mean + normal.stddev * noise])
+    actions = actor.squash(u)
+    # twice the density of the mixture, whose factor the weights do not see
+    log_density = torch.logaddexp(actor.log_prob(normal, u), -(2.0 * actor.half_range).log().sum())
+    values = q(observations.repeat(len(u), 1), actions.flatten(0, 1)).amin(0).unflatten(0, u.shape[:2])
+    return ((values - log_density).softmax(0)[..., None] * actions).sum(0)
 
 
 def cql_loss(
@@ -255,6 +280,8 @@ if __name__ == "__main__":
         cql_loss = torch.compile(cql_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
+        if acting == "softmax":
+            return softmax_mean(q, actor_acting, observations, generator)
         return actor_acting.act(observations, acting, generator)
 
     gamma, n_step = time_scale(args, dataset)

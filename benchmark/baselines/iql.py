@@ -76,8 +76,8 @@ class Args:
     """rewards summed before a target bootstraps; default h / 50, at least 1 (the paper: 1)"""
     expectile: float = 0.7
     """expectile of V over the actions of the data; 0.5: their mean"""
-    beta: float = 3.0
-    """inverse temperature of the advantage weights: 0 imitates, high follows Q"""
+    beta: float = 0.3
+    """inverse temperature of the advantage weights: 0 imitates, high follows Q (the paper: 3 for locomotion)"""
     tau: float = 0.05
     """weight of Q in each Polyak update of its target network (the paper: 0.005)"""
     value_scale: float = 100.0
