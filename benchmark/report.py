@@ -361,6 +361,7 @@ def statistics(cells: Cells, resamples: int) -> list[dict[str, Any]]:
 def cell_facts(runs: list[Run]) -> dict[str, Any]:
     """A row of tables.csv but for the setting; `interval` is half the width of the mean's 95% t interval."""
     scores, first = [run.score for run in runs], runs[0]
+    ways = [way for way in WAYS if all(way in run.scores for run in runs)]  # older runs lack newer ways
     return {
         "block": first.block,
         "dataset": first.dataset,
@@ -370,7 +371,7 @@ def cell_facts(runs: list[Run]) -> dict[str, Any]:
         "score": mean(scores),
         "interval": interval(scores),
         "paper": PAPER.get((first.dataset, first.algorithm)),
-        **{way: mean(mean(run.scores[way]) for run in runs) if way in first.scores else None for way in WAYS},
+        **{way: mean(mean(run.scores[way]) for run in runs) if way in ways else None for way in WAYS},
         "dataset_score": mean(run.dataset_score for run in runs),
         "training_seconds": mean(run.training_seconds for run in runs),
         "wall_clock_seconds": mean(run.wall_clock_seconds for run in runs),

@@ -127,6 +127,17 @@ def test_each_algorithms_better_way_of_acting_is_that_of_the_higher_average(tmp_
     assert (cql, bc) == ("10.0", "50.0")
 
 
+def test_a_way_of_acting_that_one_run_lacks_has_no_average(tmp_path):
+    for seed in (1, 2):
+        folder = make_run(tmp_path / "a", "cql", seed, [10.0], other=[5.0])
+    result = json.loads((folder / "result.json").read_text())
+    result["scores"]["softmax"] = [30.0]
+    (folder / "result.json").write_text(json.dumps(result))
+    cells, _, _ = make_report(tmp_path / "b", tmp_path / "a")
+    row = cells["hopper-medium-v2", "CQL"]
+    assert (row["mean"], row["sampled"], row["softmax"]) == ("10.0", "5.0", "")
+
+
 def test_improvement_is_that_of_rliable():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 5, (4, 3)), rng.integers(0, 5, (6, 3))  # with ties

@@ -6,10 +6,11 @@
     policy      mean (eta log pi(a|s) - min Q(s, a)),  a ~ pi(.|s);  eta keeps the entropy of pi at -action_dim
 
 The 3n actions a_j of every state come from the uniform distribution, from pi(.|s) and from pi(.|s'), n each, p their
-densities: what SAQ-CQL sums over K codes is estimated here. Kumar et al., NeurIPS 2020, equation 4 and appendix F.
-Departs from it where saq_cql.py departs from SAQ-CQL's paper, each by a flag: n-step targets, gamma and w by one rule
-for every task, observations standardized, Q layer-normalized, an average of the policy's weights acts. Data, evaluation
-and outputs are those of saq_cql.py.
+densities: what SAQ-CQL sums over K codes is estimated here. So is its way of acting, by `--acting softmax`.
+
+Kumar et al., NeurIPS 2020, equation 4 and appendix F. Departs from it where saq_cql.py departs from SAQ-CQL's paper,
+each by a flag: n-step targets, gamma and w by one rule for every task, observations standardized, Q layer-normalized,
+an average of the policy's weights acts. Data, evaluation and outputs are those of saq_cql.py.
 
     python benchmark/baselines/cql.py                                # this repository's demo dataset
     python benchmark/baselines/cql.py --env-id hopper-medium-v2      # D4RL, robomimic, Minari as in saq_cql.py
