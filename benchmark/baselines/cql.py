@@ -143,6 +143,10 @@ class TanhGaussianPolicy(nn.Module):
         log_slope = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
         return (normal.log_prob(u) - log_slope - self.half_range.log()).sum(-1)
 
+    def uniform_log_prob(self) -> torch.Tensor:
+        """log density () of the uniform distribution over the action space."""
+        return -(2.0 * self.half_range).log().sum()
+
     def act(self, observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         """The action of the mean of u (B, action_dim), or a sample."""
         normal = self(observations)
@@ -187,7 +191,7 @@ def softmax_mean(
     u = torch.cat([uniform.clamp(-0.99999, 0.99999).atanh(), normal.mean + normal.stddev * noise])
     actions = actor.squash(u)
     # twice the density of the mixture, whose factor the weights do not see
-    log_density = torch.logaddexp(actor.log_prob(normal, u), -(2.0 * actor.half_range).log().sum())
+    log_density = torch.logaddexp(actor.log_prob(normal, u), actor.uniform_log_prob())
     values = q(observations.repeat(len(u), 1), actions.flatten(0, 1)).amin(0).unflatten(0, u.shape[:2])
     return ((values - log_density).softmax(0)[..., None] * actions).sum(0)
 
@@ -230,7 +234,7 @@ def cql_loss(
         us = torch.stack([n.mean + n.stddev * e for n, e in zip((normal, next_normal), noise[1:].unbind(1))])
         log_densities = torch.stack([actor.log_prob(n, u) for n, u in zip((normal, next_normal), us)])
         sampled = torch.cat([actor.center + actor.half_range * uniform, *actor.squash(us)])
-        log_densities = torch.cat([(-(2.0 * actor.half_range).log().sum()).expand(uniform.shape[:2]), *log_densities])
+        log_densities = torch.cat([actor.uniform_log_prob().expand(uniform.shape[:2]), *log_densities])
     repeated = observations.repeat(len(sampled), 1)
     values = q(torch.cat([observations, repeated]), torch.cat([actions, sampled.flatten(0, 1)]))
     taken, values = values.split([len(actions), len(repeated)], 1)
