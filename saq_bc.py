@@ -2,7 +2,7 @@
 
     code        c = vqvae.encode(s, a)          looked up: computed once per row, before training
     loss        mean -log pi_b(c|s)
-    action      sum_k pi_b(k|s) vqvae.decode(s, k), the policy's mean, clipped to the action space
+    action      vqvae.decode(s, argmax_k pi_b(k|s)), the most probable code, clipped to the action space
 
 A categorical policy over K codes can be of many modes, which a Gaussian over actions averages into one. It is what the
 other algorithms of this project have to beat, and the pi_b that SAQ-IQL and SAQ-BRAC hold on to.
@@ -90,7 +90,7 @@ class Args:
     """AdamW's weight decay (the paper's published runs: 1e-4)"""
     ema_decay: float = 0.9995
     """decay of the moving averages of the weights that act; 0: the last weights (the paper)"""
-    acting: Literal["mean", "greedy", "sampled"] = "mean"
+    acting: Literal["mean", "greedy", "sampled"] = "greedy"
     """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     eval_every: int = 10_000
     """gradient steps between evaluations"""

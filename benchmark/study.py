@@ -21,6 +21,7 @@ from report import Run, by, csv_text, fail, load, markdown, order, plt, statisti
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
 BUDGET = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim"}  # the dataset's, not a change
+PAPER = "the paper's recipe"
 
 
 @dataclass
@@ -33,20 +34,25 @@ class Args:
     """bootstrap resamples of an interval"""
 
 
+def defaults_of(algorithm: str) -> dict[str, Any]:
+    """The default of every argument of SAQ-BC, ..."""
+    return vars(import_module(algorithm.lower().replace("-", "_")).Args())
+
+
 def change_of(run: Run) -> str:
-    """The arguments of a run, but for its budget, that differ from its algorithm's defaults, as words."""
-    defaults = vars(import_module(run.algorithm.lower().replace("-", "_")).Args())
-    same = {f"{key}={json.dumps(value)}" for key, value in defaults.items()}
-    return " ".join(word for word in run.arguments.split() if word.partition("=")[0] not in BUDGET and word not in same)
+    """The arguments of a run that differ from its algorithm's defaults, as words; budget and way of acting apart."""
+    same = {f"{key}={json.dumps(value)}" for key, value in defaults_of(run.algorithm).items()}
+    apart = BUDGET | {"acting"}
+    return " ".join(word for word in run.arguments.split() if word.partition("=")[0] not in apart and word not in same)
 
 
 def title_of(change: str) -> str:
     """A change's title; several at once are the paper's recipe."""
-    return "the paper's recipe" if " " in change else change and f"`{change}`"
+    return PAPER if " " in change else change and f"`{change}`"
 
 
-def compare(default: list[Run], changed: list[Run], way: str, resamples: int) -> dict[str, Any] | None:
-    """Interquartile means and 95% bootstrap intervals over the seeds that both have, the changed acting by `way`.
+def compare(default: list[Run], changed: list[Run], ways: tuple[str, str], resamples: int) -> dict[str, Any] | None:
+    """Interquartile means and 95% bootstrap intervals over the seeds that both have, acting by the two `ways`.
 
     Returns a row of study.csv; None where no seed has both.
     """
@@ -54,8 +60,8 @@ def compare(default: list[Run], changed: list[Run], way: str, resamples: int) ->
     if not seeds:
         return None
     row = {"dataset": changed[0].dataset, "algorithm": changed[0].algorithm, "seeds": len(seeds)}
-    for name, runs, acting in (("default", default, default[0].asked), ("changed", changed, way)):
-        same = [run for run in runs if run.seed in seeds]
+    for name, runs, acting in zip(("default", "changed"), (default, changed), ways):
+        same = list({run.seed: run for run in runs if run.seed in seeds}.values())  # not one twice, asked to act by two
         for run in same:
             run.show(acting)
         made = statistic({(row["dataset"], row["algorithm"]): same}, resamples, row["algorithm"])
@@ -108,11 +114,15 @@ def main(args: Args) -> None:
     defaults = {tuple(key): same for (title, *key), same in groups.items() if not title}
     rows = []
     for (title, *key), same in groups.items():
-        # Other ways of acting are changes, too, but need no runs of their own.
-        asked, ways = same[0].asked, same[0].scores
-        shown = {title: asked} if title else {f"`acting={way}`": way for way in ways if way != asked}
+        # Every run has the scores of all ways of acting: the default shows, of the paper's recipe the paper's way, and
+        # of the runs at the defaults the others are changes, too.
+        default = defaults_of(same[0].algorithm)["acting"]
+        if title:
+            shown = {title: same[0].asked if title == PAPER else default}
+        else:
+            shown = {f"`acting={way}`": way for way in same[0].scores if way != default}
         for change, way in shown.items():
-            if row := compare(defaults.get(tuple(key), []), same, way, args.resamples):
+            if row := compare(defaults.get(tuple(key), []), same, (default, way), args.resamples):
                 rows.append({"change": change} | row)
     if not rows:
         fail(f"no SAQ runs at the defaults and changed, of one seed, in {', '.join(args.folders)}")

@@ -19,14 +19,14 @@ TEXT_FILES = ("tables.md", "tables.csv", "statistics.csv", "runs.csv", "episodes
 _times = itertools.count(10)
 
 
-def make_run(folder, algorithm, seed, scores, env_id="hopper-medium-v2", other=(0.0,), curve=(), **args):
-    """A run's folder with the three files that the report reads."""
+def make_run(folder, algorithm, seed, scores, env_id="hopper-medium-v2", other=(0.0,), way=None, curve=(), **args):
+    """A run's folder with the three files that the report reads; `other` are the scores of another `way` of acting."""
     args = {"env_id": env_id, "dataset_path": None, "dataset_filter": None, "seed": seed, "acting": "mean", **args}
     folder = folder / f"{env_id.replace('/', '_')}__{algorithm}__{seed}__{next(_times)}"
     folder.mkdir(parents=True)
     description = {"args": args, "versions": {"torch": "2"}, "git_commit": "abc"}
     (folder / "args.json").write_text(json.dumps(description))
-    ways = [args["acting"], "sampled" if args["acting"] == "mean" else "mean"]
+    ways = [args["acting"], way or ("sampled" if args["acting"] == "mean" else "mean")]
     result = {
         "env_id": env_id,
         "algorithm": algorithm,
@@ -292,12 +292,14 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
         make_run(tmp_path, "saq_iql", seed, [score + 1], **base | {"learning_rate": 3e-4})
         make_run(tmp_path, "saq_iql", seed, [score + 2], **base | {"restart_every": 0, "vqvae_path": "other.pt"})
         make_run(tmp_path, "iql", seed, [99.0], **base)
-    make_run(tmp_path / "alone", "saq_bc", 0, [5.0], **base | {"layer_norm": False})  # no run at the defaults
+    make_run(tmp_path / "alone", "saq_bc", 9, [5.0], **base | {"layer_norm": False})  # no run at the defaults
     with pytest.raises(SystemExit) as stop:
         study.main(study.Args((str(tmp_path / "alone"),), str(tmp_path / "a"), resamples=50))
     assert stop.value.code == 2 and not (tmp_path / "a").exists()
     make_run(tmp_path, "saq_iql", 0, [3.0], **base | {"learning_rate": 3e-4, "layer_norm": False, "acting": "sampled"})
-    make_run(tmp_path, "saq_bc", 0, [5.0], **base | {"layer_norm": False})
+    make_run(tmp_path, "saq_bc", 0, [5.0], other=[6.0], way="greedy", **base)
+    make_run(tmp_path, "saq_bc", 0, [7.0], other=[9.0], **base | {"layer_norm": False, "acting": "greedy"})
+    make_run(tmp_path, "saq_bc", 0, [9.0], other=[7.0], way="greedy", **base | {"layer_norm": False})  # the same again
     for source, out in ((tmp_path, tmp_path / "a"), (tmp_path / "a", tmp_path / "b")):
         study.main(study.Args((str(source),), str(out), resamples=50))
     assert (tmp_path / "b" / "study.png").stat().st_size > 10_000
@@ -306,11 +308,14 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
     tables = {part.partition("\n")[0]: part.rstrip().splitlines()[-1] for part in text.split("## ")[1:]}
     rate, paper = "`learning_rate=0.0003`", "the paper's recipe"
     restarts = "`restart_every=0`"  # of the VQ-VAE that was given
-    assert set(tables) == {rate, paper, restarts, "`acting=sampled`"}
+    norm, ways = "`layer_norm=false`", ("`acting=sampled`", "`acting=mean`")
+    assert set(tables) == {rate, paper, restarts, norm, *ways}
     cells = {title: [cell.partition(" ")[0] for cell in tables[title].split(" | ")[1:-1]] for title in tables}
     assert cells[restarts] == ["25.0", "27.0"]
     assert cells[rate] == ["25.0", "26.0"] and cells["`acting=sampled`"] == ["25.0", "12.5"]
     assert cells[paper] == ["10.0", "3.0"]  # over the one seed that has it
+    assert cells[norm] == ["6.0", "7.0"]  # SAQ-BC's most probable code, its default, whichever way a run was asked for
+    assert cells["`acting=mean`"] == ["6.0", "5.0"]
 
 
 def test_ablation_averages_over_seeds(tmp_path):

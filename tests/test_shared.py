@@ -14,7 +14,6 @@ COMMON += ["standardize", "restart_every", "learning_rate", "gamma", "tau", "eva
 COMMON += [
     "layer_norm",
     "ema_decay",
-    "acting",
     "checkpoint_every",
     "runs_dir",
     "resume",
