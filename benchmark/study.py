@@ -20,7 +20,8 @@ from report import Run, by, csv_text, fail, load, markdown, order, plt, statisti
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
-BUDGET = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim"}  # the dataset's, not a change
+# no changes: the dataset's budget; the way of acting, since every run has the scores of all
+APART = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim", "acting"}
 PAPER = "the paper's recipe"
 
 
@@ -35,15 +36,14 @@ class Args:
 
 
 def defaults_of(algorithm: str) -> dict[str, Any]:
-    """The default of every argument of SAQ-BC, ..."""
+    """The default of every argument of an algorithm file, by the algorithm's name, such as SAQ-BC."""
     return vars(import_module(algorithm.lower().replace("-", "_")).Args())
 
 
 def change_of(run: Run) -> str:
-    """The arguments of a run that differ from its algorithm's defaults, as words; budget and way of acting apart."""
+    """The arguments of a run, but for those in APART, that differ from its algorithm's defaults, as words."""
     same = {f"{key}={json.dumps(value)}" for key, value in defaults_of(run.algorithm).items()}
-    apart = BUDGET | {"acting"}
-    return " ".join(word for word in run.arguments.split() if word.partition("=")[0] not in apart and word not in same)
+    return " ".join(word for word in run.arguments.split() if word.partition("=")[0] not in APART and word not in same)
 
 
 def title_of(change: str) -> str:
@@ -114,22 +114,21 @@ def main(args: Args) -> None:
     defaults = {tuple(key): same for (title, *key), same in groups.items() if not title}
     rows = []
     for (title, *key), same in groups.items():
-        # Every run has the scores of all ways of acting: the default shows, of the paper's recipe the paper's way, and
-        # of the runs at the defaults the others are changes, too.
-        default = defaults_of(same[0].algorithm)["acting"]
+        usual, ways = defaults_of(same[0].algorithm)["acting"], same[0].scores
         if title:
-            shown = {title: same[0].asked if title == PAPER else default}
-        else:
-            shown = {f"`acting={way}`": way for way in same[0].scores if way != default}
+            shown = {title: same[0].asked if title == PAPER else usual}
+        else:  # other ways of acting are changes, too, but need no runs of their own
+            shown = {f"`acting={way}`": way for way in ways if way != usual}
         for change, way in shown.items():
-            if row := compare(defaults.get(tuple(key), []), same, (default, way), args.resamples):
+            if row := compare(defaults.get(tuple(key), []), same, (usual, way), args.resamples):
                 rows.append({"change": change} | row)
     if not rows:
         fail(f"no SAQ runs at the defaults and changed, of one seed, in {', '.join(args.folders)}")
     text = """# What each default is worth
 
 Interquartile mean over seeds (95% interval, percentiles of a bootstrap over seeds) of the last checkpoint's score, at
-the defaults and with the change in the title, over the same seeds. Empty: no runs of both.
+the defaults and with the change in the title, over the same seeds, acting as by default, the paper's recipe as the
+paper does. Empty: no runs of both.
 
 """
     for change, changed in sorted(by(rows, lambda row: row["change"]).items()):

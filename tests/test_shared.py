@@ -73,6 +73,13 @@ def test_shared_code_is_identical(pair):
     assert not drifted, f"{pair[0]}.py and {pair[1]}.py differ in: {', '.join(drifted)}"
 
 
+def test_the_way_of_acting_is_one_argument_with_a_default_of_saq_bcs_own():
+    sources = [(ROOT / f"{algorithm}.py").read_text() for algorithm in ALGORITHMS]
+    (declared, doc), *others = (field(named(ast.parse(source), source)["Args"], "acting") for source in sources)
+    assert declared.endswith("= 'greedy'")
+    assert others == [(declared.removesuffix("'greedy'") + "'mean'", doc)] * 3
+
+
 @pytest.mark.parametrize(
     "old, new, name",
     [
