@@ -51,7 +51,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, ema_weight, follow, train_vqvae
+from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, train_vqvae
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of networks and dataset; auto: cuda where there is one"""
     compile: bool = False
-    """compile the losses with torch.compile (on a GPU: with CUDA graphs)"""
+    """compile the losses with torch.compile"""
     track: bool = False
     """log to Weights & Biases too"""
     capture_video: bool = False
@@ -857,7 +857,10 @@ class Run:
         try:
             for name, part in self.parts.items():
                 state = checkpoint["parts"][name]
-                part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
+                if not isinstance(part, torch.Generator):
+                    part.load_state_dict(state)
+                elif len(state) == len(part.get_state()):  # else another device's; the seed's draws begin anew
+                    part.set_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
             fail(f"--resume: {path} is of another architecture ({str(error).splitlines()[0]})")
         self.steps_done, self.evaluations = checkpoint["steps_done"], checkpoint["evaluations"]
@@ -1027,7 +1030,7 @@ if __name__ == "__main__":
     }
     run = Run(args, task, parts | {"vqvae_adam": vqvae_optimizer, "behavior_adam": optimizer})
     if args.compile:
-        behavior_loss = torch.compile(behavior_loss, mode="reduce-overhead" if device.type == "cuda" else None)
+        behavior_loss = torch.compile(behavior_loss)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
         return decode_policy(vqvae, observations, behavior_acting(observations), acting, generator)
@@ -1036,12 +1039,17 @@ if __name__ == "__main__":
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_learner, vqvae_optimizer, generator)
 
     # Imitation of the codes.
-    for step in run.steps("bc", args.total_steps, "losses/"):
+    @cuda_graph(optimizer, generator)
+    def behavior_step() -> dict[str, torch.Tensor]:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        run.metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
+        metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
         optimizer.zero_grad()
-        run.metrics["loss"].backward()
+        metrics["loss"].backward()
         optimizer.step()
+        return metrics
+
+    for step in run.steps("bc", args.total_steps, "losses/"):
+        run.metrics = behavior_step()
         follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.eval_episodes, step, device)

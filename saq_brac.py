@@ -62,7 +62,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, ema_weight, follow, train_vqvae
+from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, train_vqvae
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of networks and dataset; auto: cuda where there is one"""
     compile: bool = False
-    """compile the losses with torch.compile (on a GPU: with CUDA graphs)"""
+    """compile the losses with torch.compile"""
     track: bool = False
     """log to Weights & Biases too"""
     capture_video: bool = False
@@ -880,7 +880,10 @@ class Run:
         try:
             for name, part in self.parts.items():
                 state = checkpoint["parts"][name]
-                part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
+                if not isinstance(part, torch.Generator):
+                    part.load_state_dict(state)
+                elif len(state) == len(part.get_state()):  # else another device's; the seed's draws begin anew
+                    part.set_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
             fail(f"--resume: {path} is of another architecture ({str(error).splitlines()[0]})")
         self.steps_done, self.evaluations = checkpoint["steps_done"], checkpoint["evaluations"]
@@ -1158,8 +1161,7 @@ if __name__ == "__main__":
     optimizers = {"vqvae_adam": vqvae_optimizer, "behavior_adam": behavior_optimizer, "q_adam": q_optimizer}
     run = Run(args, task, parts | optimizers)
     if args.compile:
-        compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
-        behavior_loss, brac_loss = compiled(behavior_loss), compiled(brac_loss)
+        behavior_loss, brac_loss = torch.compile(behavior_loss), torch.compile(brac_loss)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
         log_behavior = behavior_acting(observations).log_softmax(1)
@@ -1170,12 +1172,17 @@ if __name__ == "__main__":
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_learner, vqvae_optimizer, generator)
 
     # The behavior policy over codes.
-    for step in run.steps("bc", args.bc_steps, "losses/bc_"):
+    @cuda_graph(behavior_optimizer, generator)
+    def behavior_step() -> dict[str, torch.Tensor]:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        run.metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
+        metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
         behavior_optimizer.zero_grad()
-        run.metrics["loss"].backward()
+        metrics["loss"].backward()
         behavior_optimizer.step()
+        return metrics
+
+    for step in run.steps("bc", args.bc_steps, "losses/bc_"):
+        run.metrics = behavior_step()
         follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
 
     # Behavior-regularized Q-learning on the codes, with log pi_b of every observation looked up like the codes.
@@ -1186,10 +1193,12 @@ if __name__ == "__main__":
     gamma, n_step = time_scale(args, dataset)
     scale = args.value_scale / (largest_return(dataset, gamma) or 1.0) if args.value_scale else 1.0
     returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
-    for step in run.steps("rl", args.total_steps, "losses/"):
+
+    @cuda_graph(q_optimizer, generator)
+    def q_step() -> dict[str, torch.Tensor]:
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
         rows = dataset.transitions[picks]
-        run.metrics = brac_loss(
+        metrics = brac_loss(
             q,
             q_target,
             dataset.observations[rows],
@@ -1201,8 +1210,12 @@ if __name__ == "__main__":
             args.alpha,
         )
         q_optimizer.zero_grad()
-        run.metrics["loss"].backward()
+        metrics["loss"].backward()
         q_optimizer.step()
+        return metrics
+
+    for step in run.steps("rl", args.total_steps, "losses/"):
+        run.metrics = q_step()
         follow(q_target, q, args.tau)
         follow(q_acting, q, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:

@@ -56,7 +56,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, ema_weight, follow, train_vqvae
+from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, train_vqvae
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of networks and dataset; auto: cuda where there is one"""
     compile: bool = False
-    """compile the losses with torch.compile (on a GPU: with CUDA graphs)"""
+    """compile the losses with torch.compile"""
     track: bool = False
     """log to Weights & Biases too"""
     capture_video: bool = False
@@ -876,7 +876,10 @@ class Run:
         try:
             for name, part in self.parts.items():
                 state = checkpoint["parts"][name]
-                part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
+                if not isinstance(part, torch.Generator):
+                    part.load_state_dict(state)
+                elif len(state) == len(part.get_state()):  # else another device's; the seed's draws begin anew
+                    part.set_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
             fail(f"--resume: {path} is of another architecture ({str(error).splitlines()[0]})")
         self.steps_done, self.evaluations = checkpoint["steps_done"], checkpoint["evaluations"]
@@ -1128,7 +1131,7 @@ if __name__ == "__main__":
     }
     run = Run(args, task, parts | {"vqvae_adam": vqvae_optimizer, "q_adam": q_optimizer})
     if args.compile:
-        cql_loss = torch.compile(cql_loss, mode="reduce-overhead" if device.type == "cuda" else None)
+        cql_loss = torch.compile(cql_loss)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
         return decode_policy(vqvae, observations, q_acting(observations) / args.temperature, acting, generator)
@@ -1140,10 +1143,12 @@ if __name__ == "__main__":
     gamma, n_step = time_scale(args, dataset)
     scale = args.value_scale / (largest_return(dataset, gamma) or 1.0) if args.value_scale else 1.0
     returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
-    for step in run.steps("rl", args.total_steps, "losses/"):
+
+    @cuda_graph(q_optimizer, generator)
+    def q_step() -> dict[str, torch.Tensor]:
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
         rows = dataset.transitions[picks]
-        run.metrics = cql_loss(
+        metrics = cql_loss(
             q,
             q_target,
             dataset.observations[rows],
@@ -1156,8 +1161,12 @@ if __name__ == "__main__":
             args.backup,
         )
         q_optimizer.zero_grad()
-        run.metrics["loss"].backward()
+        metrics["loss"].backward()
         q_optimizer.step()
+        return metrics
+
+    for step in run.steps("rl", args.total_steps, "losses/"):
+        run.metrics = q_step()
         follow(q_acting, q, ema_weight(args.ema_decay, step))
         if step % args.target_period == 0:
             q_target.load_state_dict(q.state_dict())

@@ -56,7 +56,7 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, ema_weight, follow, train_vqvae
+from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, train_vqvae
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of networks and dataset; auto: cuda where there is one"""
     compile: bool = False
-    """compile the losses with torch.compile (on a GPU: with CUDA graphs)"""
+    """compile the losses with torch.compile"""
     track: bool = False
     """log to Weights & Biases too"""
     capture_video: bool = False
@@ -876,7 +876,10 @@ class Run:
         try:
             for name, part in self.parts.items():
                 state = checkpoint["parts"][name]
-                part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
+                if not isinstance(part, torch.Generator):
+                    part.load_state_dict(state)
+                elif len(state) == len(part.get_state()):  # else another device's; the seed's draws begin anew
+                    part.set_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
             fail(f"--resume: {path} is of another architecture ({str(error).splitlines()[0]})")
         self.steps_done, self.evaluations = checkpoint["steps_done"], checkpoint["evaluations"]
@@ -1167,8 +1170,7 @@ if __name__ == "__main__":
     optimizers = {"vqvae_adam": vqvae_optimizer, "behavior_adam": behavior_optimizer, "qv_adam": optimizer}
     run = Run(args, task, parts | optimizers)
     if args.compile:
-        compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
-        behavior_loss, iql_loss = compiled(behavior_loss), compiled(iql_loss)
+        behavior_loss, iql_loss = torch.compile(behavior_loss), torch.compile(iql_loss)
 
     def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
         values, behavior_logits = q_acting(observations), behavior_acting(observations)
@@ -1179,12 +1181,17 @@ if __name__ == "__main__":
     codes, vqvae_quality = learn_codes(args, run, dataset, vqvae, vqvae_learner, vqvae_optimizer, generator)
 
     # The behavior policy over codes.
-    for step in run.steps("bc", args.bc_steps, "losses/bc_"):
+    @cuda_graph(behavior_optimizer, generator)
+    def behavior_step() -> dict[str, torch.Tensor]:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        run.metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
+        metrics = behavior_loss(behavior, dataset.observations[rows], codes[rows])
         behavior_optimizer.zero_grad()
-        run.metrics["loss"].backward()
+        metrics["loss"].backward()
         behavior_optimizer.step()
+        return metrics
+
+    for step in run.steps("bc", args.bc_steps, "losses/bc_"):
+        run.metrics = behavior_step()
         follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
 
     # Implicit Q-learning on the codes.
@@ -1194,10 +1201,12 @@ if __name__ == "__main__":
     else:
         scale = domain_scale(args.env_id, dataset.episode_returns)
     returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
-    for step in run.steps("rl", args.total_steps, "losses/"):
+
+    @cuda_graph(optimizer, generator)
+    def q_step() -> dict[str, torch.Tensor]:
         picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
         rows = dataset.transitions[picks]
-        run.metrics = iql_loss(
+        metrics = iql_loss(
             q,
             q_target,
             v,
@@ -1209,8 +1218,12 @@ if __name__ == "__main__":
             args.expectile,
         )
         optimizer.zero_grad()
-        run.metrics["loss"].backward()
+        metrics["loss"].backward()
         optimizer.step()
+        return metrics
+
+    for step in run.steps("rl", args.total_steps, "losses/"):
+        run.metrics = q_step()
         follow(q_target, q, args.tau)
         follow(q_acting, q, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:

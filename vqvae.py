@@ -28,6 +28,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+Step = Callable[[], dict[str, torch.Tensor]]  # a gradient step; returns its scalars, "loss" among them
 CHUNK = 16384  # rows that encode and decode take at once, so that a million need little memory
 
 
@@ -182,8 +183,7 @@ class VQVAE(nn.Module):
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
     """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
-    for follower, leader in zip(average.parameters(), model.parameters(), strict=True):
-        follower.lerp_(leader, weight)
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)  # one launch on a GPU
 
 
 def ema_weight(decay: float, step: int) -> float:
@@ -192,6 +192,48 @@ def ema_weight(decay: float, step: int) -> float:
     Before step 10 / (1 - decay), 20,000 at 0.9995, the average is over about the last tenth of the steps.
     """
     return max(1.0 - decay, 10 / (9 + step))
+
+
+def cuda_graph(optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Callable[[Step], Step]:
+    """Decorator of a gradient step: on a GPU its kernels, hundreds, are launched at once, as a CUDA graph.
+
+    Of few microseconds each, one by one they keep the GPU waiting for Python. On the CPU the function stays as it is.
+
+    Args:
+        optimizer: the one whose `step` the function calls.
+        generator: the one it draws from.
+
+    The function must find all that it reads and writes where it was in memory at the call before. What it returns is
+    overwritten by the next call.
+    """
+
+    def decorate(step: Step) -> Step:
+        if generator.device.type != "cuda":
+            return step
+        graph, stream, calls, outputs = torch.cuda.CUDAGraph(), torch.cuda.Stream(), itertools.count(1), {}
+
+        def replay() -> dict[str, torch.Tensor]:
+            call = next(calls)
+            if call <= 3:  # libraries set themselves up and the optimizer makes its state: nothing to be repeated
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    metrics = step()
+                torch.cuda.current_stream().wait_stream(stream)
+                return metrics
+            if call == 4:
+                graph.register_generator_state(generator)
+                for group in optimizer.param_groups:
+                    group["capturable"] = True
+                with torch.cuda.graph(graph, stream=stream):
+                    outputs.update(step())
+                for group in optimizer.param_groups:
+                    group["capturable"] = False  # a checkpoint would carry it to where nothing is captured
+            graph.replay()
+            return outputs
+
+        return replay
+
+    return decorate
 
 
 def initialize_codebook(
@@ -269,17 +311,23 @@ def train_vqvae(
         optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
     if generator is None:
         generator = torch.Generator(actions.device).manual_seed(0)
-    loss = torch.compile(learner.loss, mode="reduce-overhead" if actions.is_cuda else None) if compile else learner.loss
-    for step in range(1, steps + 1) if isinstance(steps, int) else steps:
-        if restart_every and step == 1:
-            initialize_codebook(learner, observations, actions, generator)
-        elif restart_every and step % restart_every == 0:
-            restart_unused_codes(learner, observations, actions, generator)
+    loss = torch.compile(learner.loss) if compile else learner.loss
+
+    @cuda_graph(optimizer, generator)
+    def gradient_step() -> dict[str, torch.Tensor]:
         index = torch.randint(len(actions), (batch_size,), generator=generator, device=actions.device)
         metrics = loss(observations[index], actions[index])
         optimizer.zero_grad()
         metrics["loss"].backward()
         optimizer.step()
+        return metrics
+
+    for step in range(1, steps + 1) if isinstance(steps, int) else steps:
+        if restart_every and step == 1:
+            initialize_codebook(learner, observations, actions, generator)
+        elif restart_every and step % restart_every == 0:
+            restart_unused_codes(learner, observations, actions, generator)
+        metrics = gradient_step()
         follow(model, learner, ema_weight(ema_decay, step))
         if on_step:
             on_step(step, metrics)

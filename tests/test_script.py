@@ -259,6 +259,15 @@ def test_resume_can_extend_a_run(finished, tmp_path):
     assert result["total_steps"] == 80 and len(result["normalized_scores"]) == 4
 
 
+def test_a_checkpoint_of_another_device_is_resumed_with_new_draws(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    checkpoint["parts"]["generator"] = torch.zeros(16, dtype=torch.uint8)  # what a GPU's has for a state
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    run("--resume", folder, "--total-steps=80")
+    assert json.loads((folder / "result.json").read_text())["total_steps"] == 80
+
+
 PAPER = {
     "saq_bc": ["--adam-b1=0.001"],
     "saq_iql": ["--value-scale=0", "--gamma=0.99", "--n-step=1", "--tau=0.005", "--behavior-floor=-8", "--bc-steps=0"],
@@ -300,6 +309,22 @@ def test_compiled_losses_give_the_same_numbers(runs_of, tmp_path, algorithm):
     for module in MODULES[algorithm]:
         for key, value in first[module].items():
             torch.testing.assert_close(value, second[module][key], atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_on_the_gpu_is_resumed_to_the_same_bits_there_and_on_the_cpu(tmp_path, algorithm):
+    run(*SMALL, folder=tmp_path, algorithm="saq_bc")
+    codes = only_run(tmp_path / "runs") / "vqvae.pt"  # a given one: k-means on a GPU adds in any order
+    flags = [*small(algorithm), f"--vqvae-path={codes}", "--device=cuda"]
+    for steps in (60, 30):
+        run(*flags, f"--total-steps={steps}", f"--runs-dir={steps}", folder=tmp_path, algorithm=algorithm)
+    whole, part = (only_run(tmp_path / steps) for steps in ("60", "30"))
+    run(f"--resume={part}", "--total-steps=60", "--device=cuda", algorithm=algorithm)
+    first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (whole, part))
+    for module in MODULES[algorithm]:
+        torch.testing.assert_close(first[module], second[module], rtol=0.0, atol=0.0)
+    run(f"--resume={part}", "--total-steps=80", algorithm=algorithm)
 
 
 def test_ctrl_c_while_a_file_is_written_waits_for_its_end(tmp_path):

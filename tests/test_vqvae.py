@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import vqvae
 from vqvae import VQVAE, initialize_codebook, restart_unused_codes, train_vqvae
 
 
@@ -168,6 +169,23 @@ def test_what_is_trained_is_the_average_of_the_learners_weights(decay):
     train_vqvae(model, observations, actions, 60, learner=learner, optimizer=optimizer, ema_decay=decay, on_step=track)
     torch.testing.assert_close(model.decoder[0].weight.detach(), average)
     assert torch.equal(model.decoder[0].weight, learner.decoder[0].weight) == (decay == 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("restart_every, rtol, atol", [(0, 0.0, 0.0), (2, 1e-3, 1e-4)])  # k-means adds in any order
+def test_a_step_captured_as_a_cuda_graph_is_the_step(monkeypatch, restart_every, rtol, atol):
+    observations, actions = (x.cuda() for x in batch(500))
+    start = make().cuda()
+
+    def train():
+        model, generator, losses = copy.deepcopy(start), torch.Generator("cuda").manual_seed(1), []
+        settings = {"steps": 10, "generator": generator, "restart_every": restart_every}
+        train_vqvae(model, observations, actions, **settings, on_step=lambda _, m: losses.append(m["loss"].item()))
+        return losses, model.state_dict(), generator.get_state()
+
+    captured = train()
+    monkeypatch.setattr(vqvae, "cuda_graph", lambda optimizer, generator: lambda step: step)
+    torch.testing.assert_close(captured, train(), rtol=rtol, atol=atol)
 
 
 def test_an_optimizer_without_its_learner_is_refused():
