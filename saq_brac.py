@@ -112,7 +112,7 @@ class Args:
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     ema_decay: float = 0.9995
-    """decay of the moving averages of the weights that act; 0: the last weights (the paper)"""
+    """decay, in the long run, of the moving averages of the weights that act; 0: the last weights (the paper)"""
     acting: Literal["mean", "greedy", "sampled"] = "mean"
     """the mean of what the policy's codes decode to, the most probable code, or one sampled; after the last step all"""
     eval_every: int = 10_000
@@ -880,10 +880,13 @@ class Run:
         try:
             for name, part in self.parts.items():
                 state = checkpoint["parts"][name]
-                if not isinstance(part, torch.Generator):
+                if isinstance(part, torch.Generator):
+                    if len(state) == len(part.get_state()):  # else another device's; the seed's draws begin anew
+                        part.set_state(state)
+                elif isinstance(part, torch.optim.Optimizer):  # with the rates of this command, which may be others
+                    part.load_state_dict({"state": state["state"], "param_groups": part.state_dict()["param_groups"]})
+                else:
                     part.load_state_dict(state)
-                elif len(state) == len(part.get_state()):  # else another device's; the seed's draws begin anew
-                    part.set_state(state)
         except (RuntimeError, ValueError, KeyError) as error:
             fail(f"--resume: {path} is of another architecture ({str(error).splitlines()[0]})")
         self.steps_done, self.evaluations = checkpoint["steps_done"], checkpoint["evaluations"]

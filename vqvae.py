@@ -11,7 +11,7 @@ and *Neural Discrete Representation Learning* (van den Oord et al., NeurIPS 2017
 algorithm for discrete actions runs on continuous ones: learn on `encode(observations, actions)`, act with
 `decode(observations, codes)`. This file needs torch alone.
 
-    vqvae = VQVAE(observation_dim, action_dim, observation_mean=mean, observation_std=std)
+    vqvae = VQVAE(observation_dim, action_dim, observation_mean=mean, observation_std=std + 1e-3)
     train_vqvae(vqvae, observations, actions, steps=20_000)
     codes = vqvae.encode(observations, actions)
     actions = vqvae.decode(observations, codes)
@@ -53,8 +53,8 @@ class VQVAE(nn.Module):
         codebook_size: K, the number of codes.
         embedding_dim: dimension of the codebook's vectors.
         hidden_dim: width of the two hidden layers of encoder and decoder.
-        observation_mean, observation_std: (observation_dim,), subtracted from and divided into every observation;
-            left out, observations are used raw, as in the paper.
+        observation_mean, observation_std: (observation_dim,), of which the first is subtracted from every observation
+            and the second, above 0, divides it; left out, observations are used raw, as in the paper.
     """
 
     def __init__(
@@ -130,9 +130,8 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def embed(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Encoder outputs z (N, embedding_dim) before quantization, of (N, .) observations and actions, in chunks."""
-        chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
-        return torch.cat([self.encoder(torch.cat([self.standardize(o), a], 1)) for o, a in chunks])
+        """Encoder outputs z (N, embedding_dim) before quantization, of (N, .) observations and actions."""
+        return self.encoder(torch.cat([self.standardize(observations), actions], 1))
 
     @torch.no_grad()
     def encode(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -195,39 +194,41 @@ def ema_weight(decay: float, step: int) -> float:
 
 
 def cuda_graph(optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Callable[[Step], Step]:
-    """Decorator of a gradient step: on a GPU its kernels, hundreds, are launched at once, as a CUDA graph.
+    """Decorator of a gradient step: on a GPU, call 4 records its kernels, and calls replay them as a CUDA graph.
 
-    Of few microseconds each, one by one they keep the GPU waiting for Python. On the CPU the function stays as it is.
+    Launched one by one, kernels of a few microseconds leave the GPU waiting for Python. On the CPU the function stays
+    as it is. Between calls only tensors may change, and only in place; numbers and branches (learning rate,
+    coefficients, batch size) stay what they were in call 4. What is returned is overwritten by the next call.
 
     Args:
-        optimizer: the one whose `step` the function calls.
-        generator: the one it draws from.
-
-    The function must find all that it reads and writes where it was in memory at the call before. What it returns is
-    overwritten by the next call.
+        optimizer: the one whose `step` the function calls, an Adam or the like.
+        generator: the one it draws from, on the device of all its tensors.
     """
 
     def decorate(step: Step) -> Step:
         if generator.device.type != "cuda":
             return step
-        graph, stream, calls, outputs = torch.cuda.CUDAGraph(), torch.cuda.Stream(), itertools.count(1), {}
+        device, calls, outputs = generator.device, itertools.count(1), {}
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
 
         def replay() -> dict[str, torch.Tensor]:
             call = next(calls)
             if call <= 3:  # libraries set themselves up and the optimizer makes its state: nothing to be repeated
-                stream.wait_stream(torch.cuda.current_stream())
+                stream.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(stream):
                     metrics = step()
-                torch.cuda.current_stream().wait_stream(stream)
+                torch.cuda.current_stream(device).wait_stream(stream)
                 return metrics
             if call == 4:
                 graph.register_generator_state(generator)
+                for state in optimizer.state.values():
+                    state["step"] = state["step"].to(device)  # of a fused optimizer it is there
                 for group in optimizer.param_groups:
                     group["capturable"] = True
                 with torch.cuda.graph(graph, stream=stream):
                     outputs.update(step())
                 for group in optimizer.param_groups:
-                    group["capturable"] = False  # a checkpoint would carry it to where nothing is captured
+                    group["capturable"] = False  # or it warns of steps without a graph, those of the next phase
             graph.replay()
             return outputs
 
@@ -298,9 +299,10 @@ def train_vqvae(
         generator: draws the rows, on the model's device; left out, one of seed 0.
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
-        ema_decay: decay of the average; 0: the last weights (the paper).
+        ema_decay: decay of the average, at most (see `ema_weight`); 0: the last weights (the paper).
         compile: compile the loss with torch.compile.
-        on_step: called as `on_step(step, metrics)` after every step, metrics as `VQVAE.loss` returns them.
+        on_step: called as `on_step(step, metrics)` after every step, metrics as `VQVAE.loss` returns them; on a GPU the
+            next step overwrites them.
 
     Raises ValueError if one of learner and optimizer is given without the other.
     """

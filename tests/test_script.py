@@ -251,12 +251,15 @@ def test_killed_in_any_phase_and_resumed_gives_the_same_bits(uninterrupted, tmp_
     assert only_run(tmp_path / "runs") == folder
 
 
-def test_resume_can_extend_a_run(finished, tmp_path):
+def test_resume_can_extend_a_run_at_another_rate(finished, tmp_path):
     run(*SMALL, folder=tmp_path)
     folder = only_run(tmp_path / "runs")
-    run("--resume", folder, "--total-steps=80", "--final-eval-episodes=4")
+    run("--resume", folder, "--total-steps=80", "--final-eval-episodes=4", "--learning-rate=1e-5")
     result = json.loads((folder / "result.json").read_text())
     assert result["total_steps"] == 80 and len(result["normalized_scores"]) == 4
+    adam = torch.load(folder / "checkpoint.pt", weights_only=True)["parts"]["q_adam"]
+    assert [group["lr"] for group in adam["param_groups"]] == [1e-5]
+    assert {state["step"].item() for state in adam["state"].values()} == {80}
 
 
 def test_a_checkpoint_of_another_device_is_resumed_with_new_draws(finished, tmp_path):

@@ -54,7 +54,7 @@ class Args:
     weight_decay: float = 1e-3
     """AdamW's weight decay for the policy"""
     ema_decay: float = 0.9995
-    """decay of the moving averages of the weights that act; 0: the last weights (the paper)"""
+    """decay, in the long run, of the moving averages of the weights that act; 0: the last weights (the paper)"""
     acting: Literal["mean", "sampled"] = "mean"
     """the policy's mean, or a sample; after the last step both"""
     eval_every: int = 10_000

@@ -85,7 +85,7 @@ class Args:
     value_scale: float = 100.0
     """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
     ema_decay: float = 0.9995
-    """decay of the moving averages of the weights that act; 0: the last weights (the paper)"""
+    """decay, in the long run, of the moving averages of the weights that act; 0: the last weights (the paper)"""
     acting: Literal["mean", "sampled"] = "mean"
     """the policy's mean, or a sample; after the last step both"""
     eval_every: int = 10_000
