@@ -105,7 +105,7 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of networks and dataset; auto: cuda where there is one"""
     compile: bool = False
-    """compile the losses with torch.compile (on a GPU: with CUDA graphs)"""
+    """compile the losses with torch.compile"""
     track: bool = False
     """log to Weights & Biases too"""
     capture_video: bool = False
