@@ -228,7 +228,7 @@ def cuda_graph(optimizer: torch.optim.Optimizer, generator: torch.Generator) -> 
                 with torch.cuda.graph(graph, stream=stream):
                     outputs.update(step())
                 for group in optimizer.param_groups:
-                    group["capturable"] = False  # or it warns of steps without a graph, those of the next phase
+                    group["capturable"] = False  # or it warns if it ever steps without a graph again
             graph.replay()
             return outputs
 

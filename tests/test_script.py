@@ -252,8 +252,7 @@ def test_killed_in_any_phase_and_resumed_gives_the_same_bits(uninterrupted, tmp_
 
 
 def test_resume_can_extend_a_run_at_another_rate(finished, tmp_path):
-    run(*SMALL, folder=tmp_path)
-    folder = only_run(tmp_path / "runs")
+    folder = shutil.copytree(finished[0], tmp_path / "run")
     run("--resume", folder, "--total-steps=80", "--final-eval-episodes=4", "--learning-rate=1e-5")
     result = json.loads((folder / "result.json").read_text())
     assert result["total_steps"] == 80 and len(result["normalized_scores"]) == 4
