@@ -1,0 +1,55 @@
+"""List the datasets, or fetch one, check it and say what is in it.
+
+python -m tasks
+python -m tasks hopper-medium-v2
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tyro
+
+import tasks
+from tasks import minari
+
+
+@dataclass
+class Args:
+    env_id: tyro.conf.Positional[str | None] = None
+    """the dataset's id; without id and file: list the ids"""
+    dataset_path: str | None = None
+    """HDF5 file in D4RL's or robomimic's layout in place of the id's own; robomimic's brings its environment"""
+    dataset_filter: str | None = None
+    """robomimic files: filter key of the demonstrations to use, such as train; default all"""
+    observation_keys: list[str] | None = None
+    """robomimic files: observations to use; default end effector and gripper of each arm, and object"""
+
+
+def list_ids() -> None:
+    """Print each id, where its dataset lies or would lie, and whether it is there."""
+    for env_id in tasks.ids():
+        path, _ = tasks.locate(env_id)
+        print(f"{env_id:<30} {'here' if path.is_file() else 'not here':<8} {path}")
+    for env_id in minari.local_ids():
+        print(f"{env_id:<30} {'here':<8} {minari.locate(env_id)}")
+    print("Ids with a slash are Minari's, such as D4RL/kitchen/mixed-v2; https://minari.farama.org lists them.")
+
+
+def describe(args: Args) -> None:
+    """Make the task, load and check its dataset, and print what is in it."""
+    task = tasks.make(args.env_id or tasks.DEFAULT, args.dataset_path, args.dataset_filter, args.observation_keys)
+    data = task.dataset()
+    lengths = np.diff(np.flatnonzero(data["ends"]), prepend=-1)
+    print(task.describe(data))
+    print(f"{'trajectory lengths':<20} {lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}")
+    print(f"{'observations':<20} {data['observations'].shape[1]} dimensions")
+    print(f"{'actions':<20} {data['actions'].shape[1]} dimensions")
+    print(f"{'step limit':<20} {task.max_episode_steps}")
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args, prog="python -m tasks")
+    if args.env_id or args.dataset_path:
+        describe(args)
+    else:
+        list_ids()

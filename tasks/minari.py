@@ -1,0 +1,94 @@
+"""Minari's datasets, in the environments that they name for evaluation."""
+
+import functools
+import logging
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+from tasks.task import Task, check_rows, data_folder, fail, join, quiet
+
+FOLDER = ("MINARI_DATASETS_PATH", ".minari", "datasets")
+
+
+def locate(env_id: str) -> Path:
+    """The folder in which Minari keeps a dataset."""
+    return data_folder(*FOLDER) / env_id
+
+
+def local_ids() -> list[str]:
+    """The datasets that Minari has on this machine."""
+    folder = data_folder(*FOLDER)
+    return sorted(str(file.parent.parent.relative_to(folder)) for file in folder.glob("**/data/metadata.json"))
+
+
+class Minari(Task):
+    """A Minari dataset, downloaded if it is not here. Without reference scores the score is the return.
+
+    Observations of data and environment are flattened by the dataset's own space: a Dict keeps or sorts its keys
+    depending on how it was made, and the environment's order need not be the dataset's.
+    """
+
+    processes = True
+
+    def __init__(self, env_id: str):
+        self.env_id = env_id
+        try:
+            import minari
+
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every retry to reach the server
+            self.stored = minari.load_dataset(env_id, download=True)
+            storage = self.stored.storage
+            lowest, highest = (float(storage.metadata.get(f"ref_{end}_score") or 0.0) for end in ("min", "max"))
+            lengths = [episode["total_steps"] for episode in storage.get_episode_metadata(self.stored.episode_indices)]
+        except Exception as error:  # no network, no such dataset, half a dataset, another version of Minari
+            where = locate(env_id)
+            fail(f"cannot load {env_id} with Minari ({error}); fetch it by other means and put it at {where}")
+        self.min_return, self.max_return = (lowest, highest) if lowest != highest else (0.0, 100.0)
+        self.max_episode_steps = int(max(lengths, default=1))
+
+    def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        episodes, returns = [], []
+        try:
+            for episode in self.stored.iterate_episodes():
+                observations = flatten_steps(self.stored.observation_space, episode.observations)
+                columns = {
+                    "observations": observations[:-1],
+                    "next_observations": observations[1:],
+                    "actions": episode.actions,
+                    "rewards": episode.rewards,
+                    "terminals": episode.terminations,
+                }
+                episodes.append(check_rows(f"{self.env_id}, episode {episode.id}", columns))
+                returns.append(episode.rewards.sum())
+            return join(self.env_id, episodes), np.array(returns, np.float64)
+        except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            fail(f"{self.env_id}, episode {len(episodes)}: not arrays, or dicts of arrays, that can be read: {error}")
+
+    def make_env(self, render_mode: str | None = None) -> gym.Env:
+        try:
+            with quiet():
+                rendering = {"render_mode": render_mode} if render_mode else {}  # not every environment knows the word
+                env = self.stored.recover_environment(eval_env=True, **rendering)
+        except Exception as error:  # each package fails in its own way
+            fail(f"cannot make the environment of {self.env_id}: {error!r}")
+        if env.spec.max_episode_steps is None:
+            env = gym.wrappers.TimeLimit(env, self.max_episode_steps)
+        self.max_episode_steps = env.spec.max_episode_steps
+        flatten = functools.partial(gym.spaces.flatten, self.stored.observation_space)
+        space = gym.spaces.flatten_space(self.stored.observation_space)
+        try:
+            fits = flatten(env.observation_space.sample()).shape == space.shape
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            fail(f"{self.env_id} observes {self.stored.observation_space}, its environment {env.observation_space}")
+        return gym.wrappers.TransformObservation(env, flatten, space)
+
+
+def flatten_steps(space: gym.Space, values) -> np.ndarray:
+    """What gymnasium.spaces.flatten makes of each of T observations in a Box or a Dict of them: (T, o) float32."""
+    if isinstance(space, gym.spaces.Dict):
+        return np.concatenate([flatten_steps(part, values[key]) for key, part in space.items()], 1)
+    return np.asarray(values).reshape(len(values), -1)

@@ -1,0 +1,295 @@
+"""What every source shares: checks and scaling of data, evaluation, video, the demo, and `python -m tasks`."""
+
+import os
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_tasks_d4rl import hopper_rows, write
+
+import tasks
+
+DEMO = "fetch-pick-and-place-demo-v0"
+
+
+class Points(gym.Env):
+    """Observes (count,) zeros, and puts the last action in `info`."""
+
+    def __init__(self, action_space=None):
+        self.observation_space = gym.spaces.Box(-1, 1, (3,))
+        self.action_space = action_space or gym.spaces.Box(np.float32([-4, 0.5]), np.float32([2, 0.6]))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, False, False, {"action": action}
+
+
+class Made(tasks.Task):
+    """A task of columns made here: six rows of play data, whose goal (row 2) does not end the trajectory."""
+
+    env_id, max_episode_steps, min_return, max_return = "made-v0", 6, 1.0, 3.0
+
+    def __init__(self, action_space=None, **columns):
+        self.action_space = action_space
+        rng = np.random.default_rng(0)
+        self.columns = {
+            "observations": rng.normal(size=(6, 3)),
+            "next_observations": rng.normal(size=(6, 3)),
+            "actions": np.stack([np.linspace(-4, 2, 6), np.linspace(0.5, 0.6, 6)], 1).astype(np.float32),
+            "rewards": np.arange(6.0),
+            "terminals": np.arange(6) == 2,
+            "ends": np.arange(6) == 3,
+        } | columns
+
+    def read(self):
+        return self.columns, np.array([6.0, 9.0])
+
+    def make_env(self, render_mode=None):
+        return Points(self.action_space)
+
+
+def test_terminals_and_ends_are_two_things():
+    task = Made()
+    data = task.dataset()
+    assert np.flatnonzero(data["terminals"]).tolist() == [2]
+    assert np.flatnonzero(data["ends"]).tolist() == [3, 5]  # the last row always ends
+    assert task.dataset_scores.tolist() == [250.0, 400.0]
+    line = task.describe(data)
+    assert line == "made-v0: 6 transitions, 1 terminal, 2 trajectories, mean return 7.50 (score 325.0)"
+    assert {key: (values.shape, str(values.dtype)) for key, values in data.items()} == {
+        "observations": ((6, 3), "float32"),
+        "next_observations": ((6, 3), "float32"),
+        "actions": ((6, 2), "float32"),
+        "rewards": ((6,), "float32"),
+        "terminals": ((6,), "float32"),
+        "ends": ((6,), "bool"),
+    }
+
+
+def test_actions_are_scaled_by_the_environments_bounds_in_data_and_environment(capsys):
+    task = Made()
+    actions = task.dataset()["actions"]
+    wanted = np.clip(np.linspace(-1, 1, 6), -0.999, 0.999)
+    np.testing.assert_allclose(actions, np.stack([wanted, wanted], 1), atol=1e-5)
+    env = task.env()
+    assert env.action_space == gym.spaces.Box(-1, 1, (2,))
+    env.reset()
+    for action, own in ((actions[2], task.columns["actions"][2]), (np.ones(2), [2, 0.6]), (-np.ones(2), [-4, 0.5])):
+        np.testing.assert_allclose(env.step(action.astype(np.float32))[4]["action"], own, atol=1e-6)
+    assert capsys.readouterr().out == ""  # none lies outside
+    stray = task.columns["actions"].copy()
+    stray[1] = [0, 0.61]
+    data = Made(actions=stray).dataset()
+    assert capsys.readouterr().out == "1 of 6 actions lie outside the action space and are clipped\n"
+    np.testing.assert_allclose(data["actions"][1], [1 / 3, 0.999], rtol=1e-6)
+
+
+def test_bounds_of_1_leave_actions_as_they_are():
+    actions = np.random.default_rng(0).uniform(-0.99, 0.99, (6, 2)).astype(np.float32)
+    data = Made(gym.spaces.Box(-1, 1, (2,)), actions=actions).dataset()
+    np.testing.assert_array_equal(data["actions"], actions)
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        ({"rewards": np.full(6, np.nan)}, "rewards has a NaN or an infinity in row 0"),
+        ({"ends": np.zeros(5, bool)}, "ends has 5 rows"),
+        ({"rewards": np.full(6, 1e39)}, "rewards has a value too large for float32 in row 0"),
+        ({"actions": np.array([["a", "b"]] * 6)}, "not numbers"),
+        ({"terminals": np.full(6, 0.5)}, "terminals is 0.5 in row 0"),
+        ({"observations": np.zeros((6, 4)), "next_observations": np.zeros((6, 4))}, "those of made-v0 (3,)"),
+        ({"actions": np.float32([[0, 0.71]] * 6)}, "actions reach 0.71, beyond twice the action space of made-v0"),
+        ({key: values[:0] for key, values in Made().columns.items()}, "made-v0 holds no transition"),
+        ({"action_space": gym.spaces.Discrete(2)}, "has actions in Discrete(2)"),
+        ({"action_space": gym.spaces.Box(-1, 1, (2, 2))}, "vectors of continuous ones"),
+        ({"action_space": gym.spaces.Box(0, 9, (2,), np.int64)}, "vectors of continuous ones"),
+        ({"action_space": gym.spaces.Box(-np.inf, 1, (2,))}, "bounds"),
+        ({"action_space": gym.spaces.Box(np.float32([0, 1]), np.float32([1, 1]))}, "bounds"),
+    ],
+)
+def test_data_and_spaces_that_are_not_right_end_with_one_line_and_code_2(capsys, columns, words):
+    with pytest.raises(SystemExit) as stop:
+        Made(**columns).dataset()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: made-v0") and error.count("\n") == 1
+    assert words in error
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("episodes", [1, 3, 10, 11, 25])
+def test_evaluation_runs_every_episode_once_from_its_own_seed(tmp_path, episodes):
+    """Against one environment that runs the episodes one after the other; they end after different numbers of steps."""
+    task = tasks.make("hopper-medium-v2", str(write(tmp_path / "data.hdf5", hopper_rows())))
+    weights = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+
+    def policy(observations):
+        assert observations.dtype == np.float32
+        return 1.5 * np.tanh((observations[:, :, None] * weights).sum(1))  # beyond 1: to be clipped
+
+    result = task.evaluate(policy, episodes, 2)
+    env = task.env()
+    for i in range(episodes):
+        observation, _ = env.reset(seed=20_000 + i)
+        total, steps, ended = 0.0, 0, False
+        while not ended:
+            action = np.clip(policy(observation[None].astype(np.float32))[0], -1, 1)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, steps, ended = total + reward, steps + 1, terminated or truncated
+        assert (result["seeds"][i], result["lengths"][i]) == (20_000 + i, steps)
+        assert result["returns"][i] == total
+    np.testing.assert_array_equal(result["scores"], task.score(result["returns"]))
+    assert len(result["scores"]) == episodes
+    assert episodes < 10 or len(set(result["lengths"].tolist())) > 1
+
+
+def test_the_number_of_episodes_is_the_tasks_own_by_default():
+    task = tasks.make()
+    task.eval_episodes = 2
+    result = task.evaluate(lambda observations: np.zeros((len(observations), 4)))
+    assert result["seeds"].tolist() == [10_000, 10_001] and result["lengths"].tolist() == [50, 50]
+
+
+def test_video_is_a_gif_of_the_first_episodes_or_one_line(tmp_path, monkeypatch, capsys):
+    task = tasks.make()
+    frame = np.zeros((64, 64, 3), np.uint8)
+
+    class Rendered(Points):
+        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+        def render(self):
+            return frame + np.random.default_rng(len(seen)).integers(255, size=frame.shape).astype(np.uint8)
+
+    seen = []
+    monkeypatch.setattr(task, "make_env", lambda mode: gym.wrappers.TimeLimit(Rendered(), 4))
+    task.check_video()
+    task.capture_video(lambda observations: seen.append(0) or np.zeros((1, 2)), tmp_path / "video.gif", episodes=2)
+    assert len(seen) == 8
+    assert (tmp_path / "video.gif").read_bytes().startswith(b"GIF89a")
+    assert [path.name for path in tmp_path.iterdir()] == ["video.gif"]
+
+    def broken(mode):
+        raise RuntimeError("no such\nlibrary")
+
+    monkeypatch.setattr(task, "make_env", broken)
+    with pytest.raises(SystemExit) as stop:
+        task.check_video()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: --capture-video cannot render here (RuntimeError)")
+
+
+# ---- the demo --------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_environment_ends_at_success_with_reward_1():
+    """Driven by hand: above the block, down, close, to the goal."""
+    env = tasks.make().env()
+    successes = 0
+    for seed in range(5):
+        observation, _ = env.reset(seed=seed)
+        terminated, truncated, steps, closed = False, False, 0, 0
+        while not (terminated or truncated):
+            steps += 1
+            gripper, block, goal = observation[:3], observation[3:6], observation[25:28]
+            above = np.linalg.norm((block - gripper)[:2]) < 0.02
+            closed += bool(closed or np.linalg.norm(block - gripper) < 0.015)
+            target = block + np.array([0.0, 0.0, 0.0 if above else 0.07])
+            if closed:
+                target = gripper if closed < 4 else gripper + goal - block
+            action = np.clip(np.append(10 * (target - gripper), -1.0 if closed else 1.0), -1, 1).astype(np.float32)
+            observation, reward, terminated, truncated, info = env.step(action)
+            assert env.observation_space.contains(observation)
+            assert (reward, terminated) == (float(info["is_success"]), bool(info["is_success"]))
+        assert terminated or steps == 50
+        successes += terminated
+    assert successes >= 4
+
+
+def test_the_demo_dataset_is_what_the_readme_says():
+    task = tasks.make()
+    data = task.dataset()
+    assert (task.env_id, task.eval_episodes, task.processes) == (DEMO, 100, False)
+    assert task.score(np.array([0.0, 1.0])).tolist() == [0.0, 100.0]
+    assert len(task.dataset_returns) == data["ends"].sum() == 600
+    assert 45 < task.dataset_scores.mean() < 60
+    assert set(np.unique(data["rewards"])) == {0.0, 1.0}
+    np.testing.assert_array_equal(data["rewards"], data["terminals"])
+
+
+# ---- make, ids, python -m tasks --------------------------------------------------------------------------------------
+
+
+def run(*flags, code=0, **variables):
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {key: str(value) for key, value in variables.items()},
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_importing_tasks_is_light():
+    heavy = ("torch", "minari", "robosuite", "gymnasium_robotics", "pooch", "imageio")
+    code = f"import sys, tasks; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_list_has_every_id_its_file_and_whether_it_is_here(tmp_path):
+    path = write(tmp_path / "hopper_medium-v2.hdf5", hopper_rows())
+    (tmp_path / "minari" / "D4RL" / "pen" / "human-v2" / "data").mkdir(parents=True)
+    (tmp_path / "minari" / "D4RL" / "pen" / "human-v2" / "data" / "metadata.json").write_text("{}")
+    done = run(D4RL_DATASET_DIR=tmp_path, ROBOMIMIC_DATASET_DIR=tmp_path, MINARI_DATASETS_PATH=tmp_path / "minari")
+    *lines, last = done.stdout.splitlines()
+    assert done.stderr == "" and "Minari" in last
+    assert [line.split()[0] for line in lines] == [*tasks.ids(), "D4RL/pen/human-v2"]
+    assert len(tasks.ids()) == 1 + 42 + 13
+    here = {line.split()[0]: line.split()[2] for line in lines if " not here " not in line}
+    assert here == {
+        DEMO: str(ROOT / "demo" / f"{DEMO}.hdf5"),
+        "hopper-medium-v2": str(path),
+        "D4RL/pen/human-v2": str(tmp_path / "minari" / "D4RL" / "pen" / "human-v2"),
+    }
+
+
+def test_an_id_with_a_file_is_described(tmp_path):
+    rows = hopper_rows(terminals=np.arange(20) == 4, timeouts=np.arange(20) == 12)
+    path = write(tmp_path / "data.hdf5", rows)
+    done = run("hopper-medium-v2", "--dataset-path", path)
+    first, *others = done.stdout.splitlines()
+    assert first.startswith(f"{path}: 18 transitions, 1 terminal, 3 trajectories, mean return ")
+    assert [" ".join(line.split()) for line in others] == [
+        "trajectory lengths 5 to 7, mean 6.0",
+        "observations 11 dimensions",
+        "actions 3 dimensions",
+        "step limit 1000",
+    ]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["hopper-mediun-v2"], ["unknown --env-id hopper-mediun-v2", "did you mean hopper-medium-v2"]),
+        (["hopper-medium-v2", "--dataset-path", "none.hdf5"], ["no such file: none.hdf5"]),
+        ([DEMO, "--dataset-filter", "train"], ["--dataset-filter are for robomimic's files"]),
+        (["hopper-medium-v2", "--dataset-path", f"demo/{DEMO}.hdf5"], ["shape (28,), those of hopper-medium-v2 (11,)"]),
+        (["lift-ph", "--dataset-path", f"demo/{DEMO}.hdf5"], ["is not a robomimic file"]),
+    ],
+)
+def test_what_cannot_be_made_ends_with_one_line_and_code_2(flags, words):
+    error = run(*flags, code=2).stderr
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words), error

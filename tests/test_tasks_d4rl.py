@@ -1,0 +1,447 @@
+"""D4RL files against its rule, its tables and its formulas of Adroit rewards; downloads; files that are not right."""
+
+import ast
+import http.server
+import runpy
+import subprocess
+import sys
+import threading
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+
+import tasks
+from tasks.d4rl import IDS
+from tasks.task import download
+
+HOPPER = "hopper-medium-v2"
+
+
+def hopper_rows(count=20, **replaced):
+    rng = np.random.default_rng(0)
+    rows = {
+        "observations": rng.normal(size=(count, 11)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (count, 3)).astype(np.float32),
+        "rewards": rng.normal(size=count).astype(np.float32),
+        "terminals": np.zeros(count, bool),
+        "timeouts": np.zeros(count, bool),
+    }
+    return rows | replaced
+
+
+def write(path, rows):
+    with h5py.File(path, "w") as file:
+        for key, values in rows.items():
+            if values is not None:
+                file[key] = values
+    return path
+
+
+def load(path, env_id=HOPPER):
+    task = tasks.make(env_id, path and str(path))
+    return task, task.dataset()
+
+
+def d4rl_rule(rows, max_steps):
+    """What d4rl's qlearning_dataset documents, spelled out: kept rows, and which of them nothing kept follows."""
+    kept, ends, episode_step = [], [], 0
+    for row in range(len(rows["rewards"]) - 1):
+        final = rows["timeouts"][row] if rows.get("timeouts") is not None else episode_step == max_steps - 1
+        if final:
+            episode_step = 0
+            if ends and kept[-1] == row - 1:
+                ends[-1] = True
+            continue
+        if rows["terminals"][row]:
+            episode_step = 0
+        kept.append(row)
+        ends.append(bool(rows["terminals"][row]))
+        episode_step += 1
+    ends[-1] = True
+    return np.array(kept), ends
+
+
+def assert_follows_the_rule(data, rows, max_steps):
+    kept, ends = d4rl_rule(rows, max_steps)
+    for key in ("observations", "rewards", "terminals"):
+        np.testing.assert_array_equal(data[key], rows[key][kept].astype(np.float32))
+    np.testing.assert_array_equal(data["actions"], np.clip(rows["actions"][kept].astype(np.float32), -0.999, 0.999))
+    np.testing.assert_array_equal(data["next_observations"], rows["observations"][kept + 1].astype(np.float32))
+    np.testing.assert_array_equal(data["ends"], ends)
+    assert {data[key].dtype for key in data.keys() - {"ends"}} == {np.dtype(np.float32)}
+    assert data["ends"].dtype == bool
+
+
+def flags(count, *true):
+    values = np.zeros(count, bool)
+    values[list(true)] = True
+    return values
+
+
+@pytest.mark.parametrize(
+    "terminals, timeouts",
+    [((), ()), ((4,), (9,)), ((4, 19), ()), ((), (9, 19)), ((9,), (9,)), ((0, 1, 2), (3,)), ((18,), (17, 19))],
+)
+def test_transitions_follow_d4rls_rule_with_timeouts(tmp_path, terminals, timeouts):
+    rows = hopper_rows(terminals=flags(20, *terminals), timeouts=flags(20, *timeouts))
+    assert_follows_the_rule(load(write(tmp_path / "data.hdf5", rows))[1], rows, 1000)
+
+
+@pytest.mark.parametrize("terminals", [(), (99,), (100, 350), (199, 200, 401), (398, 649), (3, 202, 403)])
+def test_transitions_follow_d4rls_rule_without_timeouts(tmp_path, terminals):
+    rng = np.random.default_rng(0)
+    rows = {
+        "observations": rng.normal(size=(650, 39)),
+        "actions": rng.uniform(-1, 1, (650, 28)),
+        "rewards": rng.normal(size=650),
+        "terminals": flags(650, *terminals),
+    }
+    _, data = load(write(tmp_path / "data.hdf5", rows), "door-human-v0")
+    assert_follows_the_rule(data, rows, 200)
+    assert len(data["ends"]) < 649
+
+
+def test_door_human_has_d4rls_counts(shared_datasets):
+    task, data = load(shared_datasets / "door-human-v0.hdf5", "door-human-v0")
+    assert len(data["rewards"]) == 6703 and data["terminals"].sum() == 24
+    assert "door-human-v0.hdf5: 6703 transitions, 24 terminal" in task.describe(data)
+
+
+def test_hopper_scores_as_its_readme_says(shared_datasets):
+    task, data = load(shared_datasets / "hopper-medium-expert-sb3-v0.hdf5", "hopper-medium-expert-v2")
+    assert task.dataset_scores.mean() == pytest.approx(62.6, abs=0.3)
+    assert len(data["ends"]) == 100_000  # with its own next observations every row is a transition
+
+
+def test_returns_are_undiscounted_sums_of_whole_trajectories(tmp_path):
+    rewards = np.arange(20, dtype=np.float32)
+    rows = hopper_rows(rewards=rewards, terminals=flags(20, 4), timeouts=flags(20, 12))
+    for following in (None, np.append(rows["observations"][1:], rows["observations"][:1] + 1, 0)):
+        task, _ = load(write(tmp_path / "data.hdf5", rows | {"next_observations": following}))
+        np.testing.assert_allclose(task.dataset_returns, [rewards[:5].sum(), rewards[5:13].sum()])
+        np.testing.assert_allclose(task.dataset_scores, task.score(task.dataset_returns))
+
+
+# ---- a file's own next observations ----------------------------------------------------------------------------------
+
+
+def walks(terminals=(4,), timeouts=(11,), count=20):
+    """Rows whose next observation is the next row's, but where a trajectory ends."""
+    rows = hopper_rows(count, terminals=flags(count, *terminals), timeouts=flags(count, *timeouts))
+    rows["next_observations"] = np.roll(rows["observations"], -1, 0)
+    rows["next_observations"][rows["terminals"] | rows["timeouts"] | flags(count, count - 1)] += 100
+    return rows
+
+
+def test_with_next_observations_every_row_is_a_transition(tmp_path):
+    rows = walks(timeouts=(4, 11))  # a terminal stays one on a row that is timed out, too
+    _, data = load(write(tmp_path / "data.hdf5", rows))
+    for key in ("observations", "next_observations", "rewards"):
+        np.testing.assert_array_equal(data[key], rows[key])
+    assert np.flatnonzero(data["terminals"]).tolist() == [4]
+    assert np.flatnonzero(data["ends"]).tolist() == [4, 11, 19]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_rows_out_of_order_are_put_in_order(tmp_path, marked):
+    rows = walks()
+    if not marked:  # where a trajectory timed out, only the next observation tells
+        rows["timeouts"] = None
+    order = np.random.default_rng(1).permutation(20)
+    shuffled = {key: None if values is None else values[order] for key, values in rows.items()}
+    task, data = load(write(tmp_path / "data.hdf5", shuffled))
+    ends = np.flatnonzero(data["ends"])
+    found = {}
+    for start, end in zip([0, *ends[:-1] + 1], ends):
+        first = int(np.flatnonzero((rows["observations"] == data["observations"][start]).all(1))[0])
+        found[first] = end - start + 1
+        for key in ("observations", "next_observations", "rewards", "terminals"):
+            np.testing.assert_array_equal(data[key][start : end + 1], rows[key][first : first + found[first]])
+    assert found == {0: 5, 5: 7, 12: 8}
+    assert len(task.dataset_returns) in (2, 3)
+
+
+def test_a_ring_buffer_is_turned_round(tmp_path):
+    rows = walks(terminals=(), timeouts=())
+    _, data = load(write(tmp_path / "data.hdf5", {key: np.roll(values, 7, 0) for key, values in rows.items()}))
+    np.testing.assert_array_equal(data["observations"], rows["observations"])
+    assert np.flatnonzero(data["ends"]).tolist() == [19]
+
+
+def test_rows_that_lead_round_in_a_circle_appear_once(tmp_path):
+    rows = walks(terminals=(), timeouts=(9,))
+    rows["next_observations"][19] = rows["observations"][10]  # rows 10 to 19
+    rows["observations"][5] = rows["observations"][4] = rows["next_observations"][3]  # standing still
+    rows["next_observations"][4] = rows["observations"][5]
+    _, data = load(write(tmp_path / "data.hdf5", rows))
+    np.testing.assert_array_equal(np.sort(data["rewards"]), np.sort(rows["rewards"]))
+    follows = ~data["ends"][:-1]
+    np.testing.assert_array_equal(data["next_observations"][:-1][follows], data["observations"][1:][follows])
+    assert data["ends"].sum() == 2
+
+
+def test_the_demo_as_a_replay_buffer_dumps_it_has_the_demos_transitions(tmp_path):
+    ordered = tasks.make()
+    rows = {}
+    with h5py.File(ordered.path) as file:
+        rows = {key: file[key][()] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    keep = np.random.default_rng(0).permutation(np.flatnonzero(~rows["timeouts"][:-1]))
+    shuffled = {key: values[keep] for key, values in rows.items()}
+    shuffled |= {"next_observations": rows["observations"][keep + 1], "timeouts": np.zeros(len(keep), bool)}
+    path = write(tmp_path / "data.hdf5", shuffled)
+    wanted, data = ordered.dataset(), tasks.make(dataset_path=str(path)).dataset()
+
+    def trajectories(data):
+        """Bytes of each trajectory's columns; the observation after a terminal is another one in the shuffled file."""
+        following = np.where(data["terminals"][:, None] == 1, 0, data["next_observations"])
+        table = np.column_stack([data["observations"], data["actions"], data["rewards"], data["terminals"], following])
+        return sorted(part.tobytes() for part in np.split(table, np.flatnonzero(data["ends"])[:-1] + 1))
+
+    assert trajectories(data) == trajectories(wanted)
+
+
+# ---- files that are not right ----------------------------------------------------------------------------------------
+
+
+def test_actions_slightly_outside_are_clipped_and_counted(tmp_path, capsys):
+    rows = hopper_rows()
+    rows["actions"][3] = [1.37, 0.0, -1.2]
+    rows["actions"][7] = [0.0, 1.01, 0.0]
+    _, data = load(write(tmp_path / "data.hdf5", rows))
+    assert "2 of 19 actions lie outside" in capsys.readouterr().out
+    assert np.abs(data["actions"]).max() == np.float32(0.999)
+
+
+def damaged(key, row, value):
+    rows = hopper_rows()
+    rows[key][row] = value
+    return rows
+
+
+BAD_ROWS = {
+    "lacks the key 'rewards'": hopper_rows(rewards=None),
+    "rewards has 19 rows": hopper_rows(rewards=np.zeros(19, np.float32)),
+    "timeouts has 25 rows": hopper_rows(timeouts=np.zeros(25, bool)),
+    "rewards has 60 rows": hopper_rows(rewards=np.zeros((20, 3), np.float32)),
+    "next_observations has 19 rows": hopper_rows(next_observations=np.zeros((19, 11))),
+    "next_observations have shape (10,), observations (11,)": hopper_rows(next_observations=np.zeros((20, 10))),
+    "observations has a NaN or an infinity in row 5": damaged("observations", 5, np.nan),
+    "rewards has a NaN or an infinity in row 0": damaged("rewards", 0, np.inf),
+    "observations has a value too large for float32 in row 3": hopper_rows(
+        observations=np.where(np.arange(20)[:, None] == 3, 1e300, np.zeros((20, 11)))
+    ),
+    "terminals holds values of type |S5, not numbers": hopper_rows(terminals=np.array([b"False"] * 20)),
+    "observations holds values of type complex128": hopper_rows(observations=np.zeros((20, 11), complex)),
+    "terminals is -1 in row 0, neither 0 nor 1": hopper_rows(terminals=-np.ones(20, np.int8)),
+    "timeouts holds values of type object": hopper_rows(timeouts=h5py.Empty("f")),
+    "actions has 1 dimensions": hopper_rows(actions=np.zeros(20)),
+    "no transition": hopper_rows(0),
+    "holds no transition": hopper_rows(timeouts=np.ones(20, bool)),
+    "shape (2,)": hopper_rows(actions=np.zeros((20, 2), np.float32)),
+    "shape (10,)": hopper_rows(observations=np.zeros((20, 10), np.float32)),
+    "beyond twice the action space": damaged("actions", 2, 2.5),
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROWS)
+def test_bad_rows_end_with_one_line_and_code_2(tmp_path, capsys, message):
+    path = write(tmp_path / "data.hdf5", BAD_ROWS[message])
+    with pytest.raises(SystemExit) as stop:
+        load(path)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error and str(path) in error
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "text", "truncated", "group"])
+def test_unreadable_files_end_with_one_line_and_code_2(tmp_path, capsys, kind):
+    path = tmp_path / "data.hdf5"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("observations,actions\n")
+    elif kind == "truncated":
+        write(path, hopper_rows(5000))
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif kind == "group":
+        with h5py.File(path, "w") as file:
+            for key in ("observations", "actions", "rewards", "terminals"):
+                file.create_group(key)
+    with pytest.raises(SystemExit) as stop:
+        load(path)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(path) in error
+
+
+@pytest.mark.parametrize("change", [np.int8, np.uint8, np.float64, ">f4", "column"])
+def test_other_number_types_and_single_columns_are_read(tmp_path, change):
+    rows = hopper_rows(terminals=flags(20, 4), timeouts=flags(20, 12))
+    wanted = load(write(tmp_path / "data.hdf5", rows))[1]
+    for key in ("rewards", "terminals", "timeouts"):
+        if change == "column":
+            rows[key] = rows[key][:, None]
+        elif key != "rewards":
+            rows[key] = rows[key].astype(change)
+    data = load(write(tmp_path / "other.hdf5", rows))[1]
+    for key in wanted:
+        np.testing.assert_array_equal(data[key], wanted[key])
+
+
+# ---- downloads -------------------------------------------------------------------------------------------------------
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `body`, and closes the connection after `sent` of its bytes."""
+
+    body, sent = b"", 0
+
+    def do_GET(self):
+        self.send_response(200 if self.body else 404)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body[: self.sent])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/hopper_medium-v2.hdf5"
+        running.shutdown()
+
+
+def test_a_missing_dataset_is_downloaded_once_to_d4rls_folder(tmp_path, monkeypatch, server, capfd):
+    Server.body = write(tmp_path / "source.hdf5", hopper_rows(300)).read_bytes()
+    Server.sent = len(Server.body)
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
+    monkeypatch.setitem(IDS, HOPPER, IDS[HOPPER]._replace(url=server))
+    for _ in range(2):
+        task, data = load(None)
+        assert len(data["ends"]) == 299
+        Server.body = b""  # the second time it has to be there
+    assert task.path == tmp_path / "cache" / "hopper_medium-v2.hdf5"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["hopper_medium-v2.hdf5"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["cut", "not HDF5", "404", "refused", "no folder"])
+def test_a_failed_download_leaves_nothing_behind(tmp_path, capsys, server, kind):
+    Server.body = {"404": b"", "not HDF5": b"<html>" * 100}.get(kind, bytes(5_000_000))
+    Server.sent = len(Server.body) // 2 if kind == "cut" else len(Server.body)
+    url = "http://127.0.0.1:9/x.hdf5" if kind == "refused" else server
+    target = tmp_path / "cache" / "hopper_medium-v2.hdf5"
+    if kind == "no folder":
+        target.parent.write_text("a file where the folder should be")
+    with pytest.raises(SystemExit) as stop:
+        download(url, target)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: cannot download") and f"put it at {target}" in error
+    assert kind == "no folder" or list(target.parent.iterdir()) == []
+
+
+def test_without_a_home_folder_the_error_says_what_to_set(monkeypatch, capsys):
+    monkeypatch.delenv("D4RL_DATASET_DIR", raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    with pytest.raises(SystemExit) as stop:
+        tasks.make(HOPPER)
+    assert stop.value.code == 2 and "D4RL_DATASET_DIR" in capsys.readouterr().err
+
+
+# ---- tables and environments -----------------------------------------------------------------------------------------
+
+
+def test_ids_urls_scores_and_limits_are_the_d4rl_wheels_own(tmp_path):
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path), "d4rl==1.1"]
+    if subprocess.run(pip, capture_output=True).returncode:
+        pytest.skip("the d4rl wheel cannot be had")
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path)
+    infos = runpy.run_path(str(tmp_path / "d4rl" / "infos.py"))
+    hands = ast.parse((tmp_path / "d4rl" / "hand_manipulation_suite" / "__init__.py").read_text())
+    assigned = {node.targets[0].id: node.value for node in hands.body if isinstance(node, ast.Assign)}
+    limits = ast.literal_eval(assigned["MAX_STEPS"])
+    assert len(IDS) == 3 * 6 + 4 * 3 * 2
+    for env_id, benchmark in IDS.items():
+        assert benchmark.url == infos["DATASET_URLS"][env_id]
+        assert benchmark.min_return == infos["REF_MIN_SCORE"][env_id]
+        assert benchmark.max_return == infos["REF_MAX_SCORE"][env_id]
+        assert benchmark.max_episode_steps == limits.get(env_id.split("-")[0], 1000)
+
+
+def test_score_is_0_and_100_at_the_reference_returns(tmp_path):
+    task = tasks.make(HOPPER, str(write(tmp_path / "data.hdf5", hopper_rows())))
+    assert task.score(np.array([-20.272305, 3234.3])).tolist() == pytest.approx([0.0, 100.0])
+
+
+@pytest.mark.parametrize("env_id", ["halfcheetah-random-v2", "hopper-expert-v2", "walker2d-full-replay-v2"])
+def test_mujoco_environments_have_gymnasiums_v4_and_1000_steps(env_id, monkeypatch, tmp_path):
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    write(tasks.locate(env_id)[0], hopper_rows())
+    env = tasks.make(env_id).env()
+    assert env.spec.id == {"ha": "HalfCheetah-v4", "ho": "Hopper-v4", "wa": "Walker2d-v4"}[env_id[:2]]
+    assert env.spec.max_episode_steps == 1000
+    assert (env.action_space.low == -1).all() and env.action_space.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["door", "hammer", "relocate", "pen"])
+def test_adroit_rewards_and_endings_are_d4rls(tmp_path, name):
+    """The formulas of d4rl's hand_manipulation_suite, evaluated on the simulator's own state."""
+    task = tasks.make(f"{name}-human-v0", str(write(tmp_path / "data.hdf5", hopper_rows())))
+    env = task.env()
+    hand, norm = env.unwrapped, np.linalg.norm
+    model, data = hand.model, hand.data
+
+    def site(key):
+        return data.site_xpos[model.site(key).id]
+
+    def formula():
+        if name == "door":
+            hinge = data.qpos[hand.door_hinge_addrs]
+            reward = -0.1 * norm(site("S_grasp") - site("S_handle")) - 0.1 * (hinge - 1.57) ** 2
+            reward -= 1e-5 * (data.qvel**2).sum()
+            return reward + 2 * (hinge > 0.2) + 8 * (hinge > 1.0) + 10 * (hinge > 1.35)
+        if name == "hammer":
+            hammer, palm, head = data.xpos[model.body("Object").id], site("S_grasp"), site("tool")
+            depth = norm(site("S_target") - site("nail_goal"))
+            reward = -0.1 * norm(palm - hammer) - norm(head - site("S_target")) - 10 * depth
+            reward -= 1e-2 * norm(data.qvel)
+            return reward + 2 * (hammer[2] > 0.04 and head[2] > 0.04) + 25 * (depth < 0.02) + 75 * (depth < 0.01)
+        if name == "relocate":
+            ball, palm, target = data.xpos[model.body("Object").id], site("S_grasp"), site("target")
+            reward = -0.1 * norm(palm - ball)
+            if ball[2] > 0.04:
+                reward += 1.0 - 0.5 * norm(palm - target) - 0.5 * norm(ball - target)
+            return reward + 10 * (norm(ball - target) < 0.1) + 20 * (norm(ball - target) < 0.05)
+        pen, wanted = data.xpos[model.body("Object").id], site("eps_ball")
+        axis = (site("object_top") - site("object_bottom")) / hand.pen_length
+        goal = (site("target_top") - site("target_bottom")) / hand.tar_length
+        distance, similarity = norm(pen - wanted), axis @ goal
+        reward = similarity - distance + 10 * (distance < 0.075 and similarity > 0.9)
+        return reward + 50 * (distance < 0.075 and similarity > 0.95) - 5 * (pen[2] < 0.075)
+
+    rng, fallen = np.random.default_rng(0), 0
+    for seed in range(3):
+        env.reset(seed=seed)
+        steps = 0
+        while steps < task.max_episode_steps:
+            steps += 1
+            _, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape))
+            assert reward == pytest.approx(formula(), abs=1e-6)
+            assert terminated == (name == "pen" and data.xpos[model.body("Object").id][2] < 0.075)
+            fallen += terminated
+            if terminated:
+                break
+            assert truncated == (steps == task.max_episode_steps)
+    assert fallen > 0 or name != "pen"

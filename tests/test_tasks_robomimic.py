@@ -1,0 +1,392 @@
+"""robomimic's files against robomimic's own reader and a spelled-out one; robosuite's environments; bad files."""
+
+import json
+import sys
+
+import gymnasium as gym
+import h5py
+import numpy as np
+import pytest
+
+import tasks
+from tasks.robomimic import IDS, Robomimic
+
+KEYS = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10, "robot0_joint_pos": 7}
+PAPER_KEYS = list(KEYS)[:4]
+ENV_ARGS = {"env_name": "Lift", "type": 1, "env_version": "1.4.1", "env_kwargs": {"robots": ["Panda"]}}
+
+
+class Spaces(gym.Env):
+    """Stands for the environment where only its spaces matter."""
+
+    action_space = gym.spaces.Box(-1, 1, (7,))
+
+    def __init__(self, observation_dim=19):
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (observation_dim,))
+
+
+def demonstrations(done_mode=2, dense=False, lengths=(4, 6, 3), next_obs=True, keys=KEYS, joined=True):
+    """Demonstrations 0, 10 and 2, of which 2 fails, as robomimic's dataset_states_to_obs describes its outputs."""
+    rng, made = np.random.default_rng(0), {}
+    for number, length in zip((0, 10, 2), lengths):
+        seen = {key: rng.normal(size=(length + 1, size)) for key, size in keys.items()}
+        after = {key: values[1:] for key, values in seen.items()}
+        if not joined:
+            after = {key: values + 1.0 for key, values in after.items()}
+        success = np.zeros(length, bool)
+        if number != 2:
+            success[-2:] = True  # achieved before the end, as in machine-generated data
+        end = np.arange(length) == length - 1
+        made[f"demo_{number}"] = {
+            "obs": {key: values[:-1] for key, values in seen.items()},
+            **({"next_obs": after} if next_obs else {}),
+            "actions": rng.uniform(-1, 1, (length, 7)),
+            "rewards": np.where(success, 1.0, 0.4 * rng.random(length) if dense else 0.0),
+            "dones": ((done_mode != 1) & success | (done_mode != 0) & end).astype(int),
+        }
+    return made
+
+
+def write(path, made, env_args=ENV_ARGS, masks=None):
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = env_args if isinstance(env_args, str) else json.dumps(env_args)
+        for name, columns in made.items():
+            for column, values in columns.items():
+                for key, array in values.items() if isinstance(values, dict) else (("", values),):
+                    data[f"{name}/{column}/{key}".rstrip("/")] = array
+            data[name].attrs["num_samples"] = len(columns["actions"])
+        for name, members in (masks or {}).items():
+            file[f"mask/{name}"] = np.array(members, "S")
+    return path
+
+
+def task_of(path, **args):
+    return tasks.make(dataset_path=str(path), **args)
+
+
+def load(path, observation_dim=19, **args):
+    """Task and dataset of a file, without robosuite."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Robomimic, "make_env", lambda task, render_mode: Spaces(observation_dim))
+        task = task_of(path, **args)
+        return task, task.dataset()
+
+
+def transitions_of(loaded):
+    names = ("observations", "actions", "rewards", "terminals", "next_observations")
+    return [loaded[1][name] for name in names]
+
+
+def spelled_out(made, names, keys=PAPER_KEYS):
+    """What the transitions of these demonstrations are, row by row."""
+    expected = []
+    for name in names:
+        demo = made[name]
+        for t in range(len(demo["actions"])):
+            observation = np.concatenate([demo["obs"][key][t] for key in keys])
+            following = np.concatenate([demo["next_obs"][key][t] for key in keys])
+            expected.append((observation, demo["actions"][t], demo["rewards"][t], demo["dones"][t], following))
+    return [np.array(column) for column in zip(*expected)]
+
+
+def assert_equal(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, np.clip(b, -0.999, 0.999) if b.shape[1:] == (7,) else b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("done_mode", [0, 1, 2])
+def test_transitions_are_the_files_in_the_order_of_demonstrations(tmp_path, done_mode, dense, joined):
+    made = demonstrations(done_mode, dense, joined=joined)
+    task, data = load(write(tmp_path / "data.hdf5", made))
+    assert_equal(transitions_of((task, data)), spelled_out(made, ("demo_0", "demo_2", "demo_10")))
+    assert task.dataset_scores.tolist() == [100.0, 0.0, 100.0]  # demonstrations 0, 2, 10
+    assert "13 transitions" in task.describe(data) and "3 trajectories" in task.describe(data)
+    assert np.flatnonzero(data["ends"]).tolist() == [3, 6, 12]  # not where the task is achieved before the end
+
+
+@pytest.mark.parametrize("done_mode", [0, 2])
+def test_without_next_observations_the_last_step_counts_only_where_it_ends_the_episode(tmp_path, done_mode):
+    made, complete = demonstrations(done_mode, next_obs=False), demonstrations(done_mode)
+    got = transitions_of(load(write(tmp_path / "data.hdf5", made)))
+    expected = spelled_out(complete, ("demo_0", "demo_2", "demo_10"))
+    kept = np.ones(13, bool)
+    kept[6] = done_mode != 0  # demonstration 2 fails after 3 steps
+    expected = [column[kept] for column in expected]
+    got[4][expected[3] == 1] = expected[4][expected[3] == 1] = 0.0  # what follows a terminal is not used
+    assert_equal(got, expected)
+
+
+def test_a_filter_key_and_observation_keys_select(tmp_path):
+    made = demonstrations()
+    path = write(tmp_path / "data.hdf5", made, masks={"train": ["demo_10", "demo_0"], "valid": ["demo_2"]})
+    expected = spelled_out(made, ("demo_0", "demo_10"))
+    assert_equal(transitions_of(load(path, dataset_filter="train")), expected)
+    keys = ["object", "robot0_joint_pos"]
+    got = transitions_of(load(path, 17, dataset_filter="valid", observation_keys=keys))
+    assert_equal(got, spelled_out(made, ("demo_2",), keys))
+
+
+def test_both_arms_are_used_where_there_are_two(tmp_path):
+    keys = KEYS | {f"robot1_{key.removeprefix('robot0_')}": size for key, size in KEYS.items() if key != "object"}
+    env_args = ENV_ARGS | {"env_name": "TwoArmTransport"}
+    task = task_of(write(tmp_path / "data.hdf5", demonstrations(keys=keys), env_args))
+    names = ("eef_pos", "eef_quat", "gripper_qpos")
+    assert task.observation_keys == (*(f"robot{arm}_{name}" for arm in (0, 1) for name in names), "object")
+    assert (task.env_id, task.max_episode_steps) == ("TwoArmTransport", 700)
+
+
+@pytest.mark.parametrize("filter_key", [None, "train"])
+@pytest.mark.parametrize("made_here", [True, False])
+def test_transitions_are_those_of_robomimics_sequence_dataset(tmp_path, request, made_here, filter_key):
+    reader = pytest.importorskip("robomimic.utils.dataset")
+    observations = pytest.importorskip("robomimic.utils.obs_utils")
+    if made_here:
+        masks = {"train": ["demo_10", "demo_0"]}
+        path = write(tmp_path / "data.hdf5", demonstrations(done_mode=0, dense=True), masks=masks)
+    else:
+        path = request.getfixturevalue("shared_datasets") / "lift_scripted_low_dim.hdf5"
+    observations.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": PAPER_KEYS}})
+    columns = ("actions", "rewards", "dones")
+    oracle = reader.SequenceDataset(
+        str(path), PAPER_KEYS, columns, hdf5_cache_mode="low_dim", filter_by_attribute=filter_key
+    )
+    rows = [oracle[i] for i in range(len(oracle))]
+    expected = [
+        np.stack([np.concatenate([row["obs"][key][0] for key in PAPER_KEYS]) for row in rows]),
+        *(np.stack([row[key][0] for row in rows]) for key in columns),
+        np.stack([np.concatenate([row["next_obs"][key][0] for key in PAPER_KEYS]) for row in rows]),
+    ]
+    assert_equal(transitions_of(load(path, dataset_filter=filter_key)), expected)
+
+
+def test_ids_and_urls_are_robomimics():
+    registry = pytest.importorskip("robomimic").DATASET_REGISTRY
+    urls = {}
+    for name, kinds in registry.items():
+        for kind, files in kinds.items():
+            for file, entry in files.items():
+                suffix = {"low_dim": "", "low_dim_sparse": "", "low_dim_dense": "-dense"}.get(file)
+                if suffix is not None and kind != "paired" and not name.endswith("_real"):
+                    urls[f"{name}-{kind}{suffix}"] = entry["url"]
+    assert {env_id: tasks.locate(env_id)[1] for env_id in IDS} == urls and len(urls) == 13
+
+
+def broken(column, change):
+    made = demonstrations()
+    made["demo_10"][column] = change(made["demo_10"][column])
+    return made
+
+
+def set_nan(array):
+    array[1] = np.nan
+    return array
+
+
+BAD_FILES = {
+    "demo_10: actions has 5 rows, observations 6": broken("actions", lambda actions: actions[:-1]),
+    "demo_10: rewards has a NaN or an infinity in row 1": broken("rewards", set_nan),
+    "demo_10: not as in robomimic's low-dim files": {
+        name: {k: v for k, v in demo.items() if (name, k) != ("demo_10", "dones")}
+        for name, demo in demonstrations().items()
+    },
+    "no readable env_args": (demonstrations(), "{"),
+    "no readable env_args or obs": broken("obs", lambda obs: obs) | {"demo_0": {"obs": np.zeros(3), "actions": [0]}},
+    "do not describe a robosuite environment": (demonstrations(), ENV_ARGS | {"type": 2}),
+    "(env_name, env_kwargs, type 1)": (demonstrations(), ENV_ARGS | {"env_kwargs": None}),
+    "dimensions": broken("actions", lambda actions: actions[:, 0]),
+    "holds no transition": {},
+}
+
+
+@pytest.mark.parametrize("message", BAD_FILES)
+def test_bad_files_end_with_one_line_and_code_2(tmp_path, capsys, message):
+    made = BAD_FILES[message]
+    made, env_args = made if isinstance(made, tuple) else (made, ENV_ARGS)
+    path = write(tmp_path / "data.hdf5", made, env_args)
+    with pytest.raises(SystemExit) as stop:
+        load(path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error and str(path) in error
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ({"dataset_filter": "test"}, ["no filter key 'test'", "train"]),
+        ({"observation_keys": ["objekt"]}, ["no observation 'objekt'", "robot0_joint_pos"]),
+        ({"env_id": "can-ph"}, ["is of robosuite's Lift", "can-ph"]),
+        ({"env_id": "hopper-medium-v2"}, ["is of robosuite's Lift", "hopper-medium-v2"]),
+    ],
+)
+def test_arguments_that_do_not_fit_the_file_end_with_one_line_and_code_2(tmp_path, capsys, args, words):
+    path = write(tmp_path / "data.hdf5", demonstrations(), masks={"train": ["demo_0"]})
+    with pytest.raises(SystemExit) as stop:
+        if "dataset_filter" in args:
+            load(path, **args)
+        else:
+            task_of(path, **args)  # before the environment is made, which would hide the message
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and all(word in error for word in words), error
+
+
+def test_arguments_of_robomimic_files_are_refused_with_others(capsys):
+    for args in ({"dataset_filter": "train"}, {"observation_keys": ["object"]}):
+        with pytest.raises(SystemExit) as stop:
+            tasks.make(**args)
+        assert stop.value.code == 2 and "robomimic" in capsys.readouterr().err
+
+
+def test_the_file_names_its_environment_and_an_id_of_the_same_one_fits(tmp_path):
+    path = write(tmp_path / "data.hdf5", demonstrations())
+    for given, wanted in (({}, "Lift"), ({"env_id": "Lift"}, "Lift"), ({"env_id": "lift-mh"}, "lift-mh")):
+        task = task_of(path, **given)
+        assert (task.env_name, task.env_id) == ("Lift", wanted)
+        assert (task.eval_episodes, task.processes, task.max_episode_steps) == (50, True, 400)
+
+
+def test_an_id_is_looked_for_in_robomimics_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROBOMIMIC_DATASET_DIR", str(tmp_path))
+    path = tmp_path / "lift" / "mg" / "low_dim_dense_v141.hdf5"
+    path.parent.mkdir(parents=True)
+    write(path, demonstrations())
+    assert tasks.make("lift-mg-dense").path == path
+    with h5py.File(path, "w"):
+        pass
+    with pytest.raises(SystemExit) as stop:
+        tasks.make("lift-mg-dense")
+    assert stop.value.code == 2 and "is not a robomimic file" in capsys.readouterr().err
+
+
+# ---- with robosuite --------------------------------------------------------------------------------------------------
+
+
+def record(path, env_name, steps=3, robots="Panda"):
+    """A robomimic file of random actions in a robosuite environment, whose observations robosuite itself gives."""
+    robosuite = pytest.importorskip("robosuite")
+    kwargs = {
+        "robots": [robots] * (2 if env_name.startswith("TwoArm") else 1),
+        "controller_configs": robosuite.load_controller_config(default_controller="OSC_POSE"),
+        "has_renderer": False,
+        "has_offscreen_renderer": False,
+        "use_camera_obs": False,
+        "ignore_done": True,
+        "control_freq": 20,
+        "reward_shaping": False,
+        "camera_heights": 84,
+    }
+    env = robosuite.make(env_name, **kwargs)
+    rng, seen, actions, rewards = np.random.default_rng(0), [env.reset()], [], []
+    for _ in range(steps):
+        actions.append(rng.uniform(*env.action_spec))
+        observation, reward, _, _ = env.step(actions[-1])
+        seen.append(observation)
+        rewards.append(reward)
+    keys = {key: key for key in seen[0] if key.startswith("robot")} | {"object": "object-state"}
+    demo = {
+        "obs": {name: np.array([s[key] for s in seen[:-1]]) for name, key in keys.items()},
+        "next_obs": {name: np.array([s[key] for s in seen[1:]]) for name, key in keys.items()},
+        "actions": np.array(actions),
+        "rewards": np.array(rewards),
+        "dones": np.arange(steps) == steps - 1,
+    }
+    env_args = {"env_name": env_name, "type": 1, "env_version": robosuite.__version__, "env_kwargs": kwargs}
+    return write(path, {"demo_0": demo}, env_args)
+
+
+@pytest.mark.parametrize(
+    "env_name", ["Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport", "Stack"]
+)
+def test_the_environment_gives_what_the_file_holds(tmp_path, env_name, capfd):
+    path = record(tmp_path / "data.hdf5", env_name)
+    capfd.readouterr()
+    task = task_of(path)
+    data = task.dataset()
+    env = task.env()
+    assert task.max_episode_steps == (700 if env_name in ("TwoArmTransport", "ToolHang") else 400)
+    first, _ = env.reset(seed=3)
+    assert first.shape == data["observations"].shape[1:]
+    observation, reward, terminated, truncated, _ = env.step(np.zeros(env.action_space.shape))
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    # the same keys, in the same order, read from the simulator
+    state = env.unwrapped._get_observations(force_update=True)
+    names = ["object-state" if key == "object" else key for key in task.observation_keys]
+    np.testing.assert_allclose(observation, np.concatenate([state[name] for name in names]), atol=1e-6)
+    np.testing.assert_array_equal(first, env.reset(seed=3)[0])
+    assert np.abs(first - env.reset(seed=4)[0]).max() > 1e-3
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")  # no word of robosuite
+
+
+@pytest.fixture(scope="module")
+def lift(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("lift") / "data.hdf5", "Lift")
+
+
+def test_success_pays_1_and_ends_the_episode(lift):
+    task = task_of(lift)
+    task.max_episode_steps = 5
+    env = task.env()
+    env.reset(seed=0)
+    sim = env.unwrapped.sim
+    assert env.step(np.zeros(7))[1:4] == (0.0, False, False)
+    joint = env.unwrapped.cube.joints[0]
+    sim.data.set_joint_qpos(joint, np.concatenate([[0.0, 0.0, 1.2], [1.0, 0.0, 0.0, 0.0]]))  # 37 cm above the table
+    sim.forward()
+    assert env.step(np.zeros(7))[1:4] == (1.0, True, False)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(7))[2:4] for _ in range(5)] == [(False, False)] * 4 + [(False, True)]
+
+
+def test_evaluation_in_processes_is_that_in_one(lift):
+    """Twelve episodes on ten environments, so that two of them run a second one; seeds decide, not processes."""
+    task = task_of(lift)
+    task.max_episode_steps = 4
+    weights = 0.1 * np.random.default_rng(0).normal(size=(19, 7)).astype(np.float32)
+    starts = []
+
+    def policy(observations):
+        starts.append(observations.copy())
+        return observations @ weights
+
+    side_by_side = task.evaluate(policy, 12)
+    assert side_by_side["seeds"].tolist() == list(range(10_000, 10_012))
+    assert side_by_side["lengths"].tolist() == [4] * 12
+    env = task.env()
+    for seed in (0, 9):
+        np.testing.assert_array_equal(starts[0][seed], env.reset(seed=10_000 + seed)[0].astype(np.float32))
+    # four steps and a reset later
+    np.testing.assert_array_equal(starts[5][1], env.reset(seed=10_011)[0].astype(np.float32))
+    first = np.stack(starts)
+    starts.clear()
+    task.processes = False
+    task.evaluate(policy, 12)
+    np.testing.assert_array_equal(np.stack(starts), first)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"env_version": "1.5.1"}, ["1.5.1", "1.4.1"]),
+        ({"env_name": "Juggle"}, ["cannot make Juggle"]),
+        ({"env_kwargs": {"robots": ["Panda"], "lite_physics": True}}, ["1.4.1", "lite_physics"]),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_one_line_and_code_2(tmp_path, capsys, change, words):
+    pytest.importorskip("robosuite")
+    task = task_of(write(tmp_path / "data.hdf5", demonstrations(), ENV_ARGS | change))
+    with pytest.raises(SystemExit) as stop:
+        task.env()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and all(word in error for word in words), error
+
+
+def test_without_robosuite_the_error_has_the_command_that_adds_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "robosuite", None)
+    with pytest.raises(SystemExit) as stop:
+        task_of(write(tmp_path / "data.hdf5", demonstrations())).env()
+    assert stop.value.code == 2
+    assert "pip install --no-deps -r requirements-robosuite.txt" in capsys.readouterr().err
