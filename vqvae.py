@@ -6,23 +6,24 @@
     a'  = d(s, z_q)                                    decoder
     loss = |a - a'|^2 + mean (sg[z_q] - z)^2 + mean (z_q - sg[z])^2
 
-from *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning* (Luo et al., CoRL 2023), section 4.1,
-and *Neural Discrete Representation Learning* (van den Oord et al., NeurIPS 2017), equation 3. With it, any offline RL
-algorithm for discrete actions runs on continuous ones: learn on `encode(observations, actions)`, act with
-`decode(observations, codes)`. This file needs torch alone.
+Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4.1
+van den Oord et al., *Neural Discrete Representation Learning*, NeurIPS 2017, equation 3
 
-    vqvae = VQVAE(observation_dim, action_dim, observation_mean=mean, observation_std=std + 1e-3)
+With it, any offline RL algorithm for discrete actions runs on continuous ones. This file needs torch alone.
+
+    vqvae = VQVAE.for_data(observations, actions)      # (N, observation_dim), (N, action_dim) float32
     train_vqvae(vqvae, observations, actions, steps=20_000)
-    codes = vqvae.encode(observations, actions)
-    actions = vqvae.decode(observations, codes)
+    codes = vqvae.encode(observations, actions)        # (N,) int64, once; then learn on them
+    actions = vqvae.decode(observations, codes)        # to act
 """
 
 import copy
 import itertools
 import math
 import os
-import pickle
 from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -45,40 +46,20 @@ class Standardize(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Encoder, codebook and decoder, with the observation normalizer inside so that a checkpoint carries it.
+    """Encoder, codebook and decoder, with the observation normalizer inside.
 
     Args:
-        observation_dim: number of observation dimensions.
-        action_dim: number of action dimensions.
+        observation_dim, action_dim: numbers of dimensions.
         codebook_size: K, the number of codes.
         embedding_dim: dimension of the codebook's vectors.
         hidden_dim: width of the two hidden layers of encoder and decoder.
-        observation_mean, observation_std: (observation_dim,), of which the first is subtracted from every observation
-            and the second, above 0, divides it; left out, observations are used raw, as in the paper.
     """
 
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        codebook_size: int = 64,
-        embedding_dim: int = 128,
-        hidden_dim: int = 512,
-        observation_mean: torch.Tensor | None = None,
-        observation_std: torch.Tensor | None = None,
-    ):
+    def __init__(self, observation_dim, action_dim, codebook_size=64, embedding_dim=128, hidden_dim=512):
         super().__init__()
-        self.config = {
-            "observation_dim": observation_dim,
-            "action_dim": action_dim,
-            "codebook_size": codebook_size,
-            "embedding_dim": embedding_dim,
-            "hidden_dim": hidden_dim,
-        }
-        self.standardize = Standardize(
-            torch.zeros(observation_dim) if observation_mean is None else observation_mean,
-            torch.ones(observation_dim) if observation_std is None else observation_std,
-        )
+        self.config = {"observation_dim": observation_dim, "action_dim": action_dim, "codebook_size": codebook_size}
+        self.config |= {"embedding_dim": embedding_dim, "hidden_dim": hidden_dim}
+        self.standardize = Standardize(torch.zeros(observation_dim), torch.ones(observation_dim))
         self.encoder = self._mlp(observation_dim + action_dim, hidden_dim, embedding_dim)
         self.decoder = self._mlp(observation_dim + embedding_dim, hidden_dim, action_dim)
         bound = math.sqrt(3.0 / codebook_size)
@@ -97,6 +78,18 @@ class VQVAE(nn.Module):
             nn.init.zeros_(layer.bias)
         return nn.Sequential(layers[0], nn.ReLU(inplace=True), layers[1], nn.ReLU(inplace=True), layers[2])
 
+    @classmethod
+    def for_data(cls, observations, actions, codebook_size=64, hidden_dim=512, standardize=True) -> "VQVAE":
+        """A new VQ-VAE for observations (N, observation_dim) and actions (N, action_dim), on their device.
+
+        It standardizes observations by their mean and deviation; without `standardize` they stay raw, as in the paper.
+        """
+        dims = observations.shape[1], actions.shape[1]
+        model = cls(*dims, codebook_size=codebook_size, hidden_dim=hidden_dim).to(actions.device)
+        if standardize:
+            model.standardize = Standardize(observations.mean(0), observations.std(0, unbiased=False) + 1e-3)
+        return model
+
     @torch.no_grad()
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
         """Codes (B,) int64 whose vectors are nearest in squared L2 to encoder outputs z (B, embedding_dim)."""
@@ -104,11 +97,7 @@ class VQVAE(nn.Module):
         return torch.addmm(self.codebook.square().sum(1), z, self.codebook.T, alpha=-2).argmin(1)
 
     def loss(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The VQ-VAE loss of a batch (van den Oord et al., equation 3, with a commitment weight of 1).
-
-        Args:
-            observations: (B, observation_dim) float32.
-            actions: (B, action_dim) float32.
+        """The VQ-VAE loss of a batch (B, .), (B, .) float32 (van den Oord et al., equation 3, commitment weight 1).
 
         Returns:
             Scalars: `loss` to minimize; `reconstruction`, the squared error summed over action dimensions and averaged
@@ -122,11 +111,8 @@ class VQVAE(nn.Module):
         straight_through = z + (z_q - z).detach()
         decoded = self.decoder(torch.cat([observations, straight_through], 1))
         reconstruction = (decoded - actions).square().sum(1).mean()
-        return {
-            "loss": reconstruction + commitment + codebook_loss,
-            "reconstruction": reconstruction.detach(),
-            "commitment": commitment.detach(),
-        }
+        loss = reconstruction + commitment + codebook_loss
+        return {"loss": loss, "reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
 
     @torch.no_grad()
     def embed(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -144,6 +130,24 @@ class VQVAE(nn.Module):
         """Actions (N, action_dim) that codes (N,) stand for at observations (N, observation_dim); not clipped."""
         chunks = zip(observations.split(CHUNK), codes.split(CHUNK))
         return torch.cat([self.decoder(torch.cat([self.standardize(o), self.codebook[c]], 1)) for o, c in chunks])
+
+    def act(
+        self, observations: torch.Tensor, logits: torch.Tensor, acting: str, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Actions (B, action_dim) of the policy softmax(logits) over codes, from observations and logits (B, K).
+
+        Args:
+            acting: `mean`, sum_k pi(k|s) decode(s, k); `greedy`, what the most probable code decodes to; `sampled`,
+                what a code drawn by `generator` decodes to.
+        """
+        probabilities = logits.softmax(1)
+        if acting == "mean":
+            rows, codes = torch.ones_like(logits).nonzero(as_tuple=True)  # every code in every state
+            decoded = self.decode(observations[rows], codes).view(*logits.shape, -1)
+            return torch.einsum("bk,bka->ba", probabilities, decoded)
+        sampled = acting == "sampled"
+        codes = torch.multinomial(probabilities, 1, generator=generator).squeeze(1) if sampled else logits.argmax(1)
+        return self.decode(observations, codes)
 
     def evaluate(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, float]:
         """How well codes stand for actions: over (N, .) observations and actions,
@@ -163,9 +167,8 @@ class VQVAE(nn.Module):
         }
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write architecture, weights and normalizer to `path`, through a temporary file: never a half-written one."""
-        torch.save({"config": self.config, "weights": self.state_dict()}, f"{path}.part")
-        os.replace(f"{path}.part", path)
+        """Write architecture, weights and normalizer to `path`."""
+        write_file(path, partial(torch.save, {"config": self.config, "weights": self.state_dict()}))
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "VQVAE":
@@ -174,9 +177,29 @@ class VQVAE(nn.Module):
             checkpoint = torch.load(path, map_location=device, weights_only=True)
             model = cls(**checkpoint["config"])
             model.load_state_dict(checkpoint["weights"])
-        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError) as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged file fails in many ways
             raise ValueError(f"{path} is not a VQ-VAE saved by this project") from error
         return model.to(device)
+
+    def load_weights(self, path: str | os.PathLike) -> None:
+        """Take the weights that `save` wrote. Raises what `load` does, and ValueError if they are of other data."""
+        saved = self.load(path, self.codebook.device)
+        for name, wanted in self.config.items():
+            if saved.config[name] != wanted:
+                raise ValueError(f"{path} has {name} {saved.config[name]}, this run needs {wanted}")
+        for known, own in zip(saved.standardize.buffers(), self.standardize.buffers()):
+            if not torch.allclose(known, own, rtol=1e-3, atol=1e-3):
+                raise ValueError(f"{path} is of another dataset, or differs in --standardize")
+        self.load_state_dict(saved.state_dict())
+
+
+def write_file(path: str | os.PathLike, save: Callable[[Path], object]) -> None:
+    """Write `path` by `save(a temporary path)`: whole, or not at all."""
+    temporary = Path(path).with_name(f"part-{Path(path).name}")
+    save(temporary)
+    os.replace(temporary, path)
 
 
 @torch.no_grad()
@@ -198,11 +221,8 @@ def cuda_graph(optimizer: torch.optim.Optimizer, generator: torch.Generator) -> 
 
     Launched one by one, kernels of a few microseconds leave the GPU waiting for Python. On the CPU the function stays
     as it is. Between calls only tensors may change, and only in place; numbers and branches (learning rate,
-    coefficients, batch size) stay what they were in call 4. What is returned is overwritten by the next call.
-
-    Args:
-        optimizer: the one whose `step` the function calls, an Adam or the like.
-        generator: the one it draws from, on the device of all its tensors.
+    coefficients, batch size) stay what they were in call 4. What is returned is overwritten by the next call. The
+    function steps `optimizer`, an Adam or the like, and draws from `generator`, on the device of all its tensors.
     """
 
     def decorate(step: Step) -> Step:
@@ -237,42 +257,35 @@ def cuda_graph(optimizer: torch.optim.Optimizer, generator: torch.Generator) -> 
     return decorate
 
 
-def initialize_codebook(
-    model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator
-) -> None:
-    """Put the codebook on the k-means centers (Lloyd's algorithm) of the encoder outputs of 8192 random rows."""
-    z = sample_embeddings(model, observations, actions, generator)
-    with torch.no_grad():
-        model.codebook.copy_(z[: len(model.codebook)])
-        for _ in range(10):
-            codes = model.nearest(z)
-            counts = torch.bincount(codes, minlength=len(model.codebook))[:, None]
-            sums = torch.zeros_like(model.codebook).index_add_(0, codes, z)
-            model.codebook.copy_(torch.where(counts > 0, sums / counts, model.codebook))
-
-
-def restart_unused_codes(
-    model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator
-) -> None:
-    """Split codes in use: each that none of 8192 random rows has moves beside a random row's code, towards its z.
-
-    Moved all the way to z, where the decoder has seen nothing, it would multiply the reconstruction error for a while.
-    """
-    z = sample_embeddings(model, observations, actions, generator)
-    with torch.no_grad():
-        codes = model.nearest(z)
-        unused = torch.bincount(codes, minlength=len(model.codebook)) == 0
-        first = slice(len(model.codebook))
-        beside = torch.lerp(model.codebook[codes[first]], z[first], 0.1)
-        model.codebook.copy_(torch.where(unused[:, None], beside, model.codebook))
-
-
 def sample_embeddings(
     model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator, rows: int = 8192
 ) -> torch.Tensor:
     """Encoder outputs (rows, embedding_dim) of rows drawn with replacement."""
     index = torch.randint(len(actions), (rows,), generator=generator, device=actions.device)
     return model.embed(observations[index], actions[index])
+
+
+@torch.no_grad()
+def initialize_codebook(model: VQVAE, z: torch.Tensor) -> None:
+    """Put the codebook on the k-means centers (Lloyd's algorithm) of encoder outputs z (rows, embedding_dim)."""
+    model.codebook.copy_(z[: len(model.codebook)])
+    for _ in range(10):
+        codes = model.nearest(z)
+        counts = torch.bincount(codes, minlength=len(model.codebook))[:, None]
+        sums = torch.zeros_like(model.codebook).index_add_(0, codes, z)
+        model.codebook.copy_(torch.where(counts > 0, sums / counts, model.codebook))
+
+
+@torch.no_grad()
+def restart_unused_codes(model: VQVAE, z: torch.Tensor) -> None:
+    """Split codes in use: each that none of z (rows, embedding_dim) has moves beside a row's code, towards its z.
+
+    Moved all the way to z, where the decoder has seen nothing, it would multiply the reconstruction error for a while.
+    """
+    codes, first = model.nearest(z), slice(len(model.codebook))
+    unused = torch.bincount(codes, minlength=len(model.codebook)) == 0
+    beside = torch.lerp(model.codebook[codes[first]], z[first], 0.1)
+    model.codebook.copy_(torch.where(unused[:, None], beside, model.codebook))
 
 
 def train_vqvae(
@@ -301,8 +314,8 @@ def train_vqvae(
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
         ema_decay: decay of the average, at most (see `ema_weight`); 0: the last weights (the paper).
         compile: compile the loss with torch.compile.
-        on_step: called as `on_step(step, metrics)` after every step, metrics as `VQVAE.loss` returns them; on a GPU the
-            next step overwrites them.
+        on_step: called as `on_step(step, metrics)` after every step, metrics as `VQVAE.loss` returns them, every 500
+            steps also those of `VQVAE.evaluate` on some rows; on a GPU the next step overwrites them.
 
     Raises ValueError if one of learner and optimizer is given without the other.
     """
@@ -314,6 +327,7 @@ def train_vqvae(
     if generator is None:
         generator = torch.Generator(actions.device).manual_seed(0)
     loss = torch.compile(learner.loss) if compile else learner.loss
+    every = max(1, len(actions) // 4096)  # rows whose codes are counted while training
 
     @cuda_graph(optimizer, generator)
     def gradient_step() -> dict[str, torch.Tensor]:
@@ -325,11 +339,12 @@ def train_vqvae(
         return metrics
 
     for step in range(1, steps + 1) if isinstance(steps, int) else steps:
-        if restart_every and step == 1:
-            initialize_codebook(learner, observations, actions, generator)
-        elif restart_every and step % restart_every == 0:
-            restart_unused_codes(learner, observations, actions, generator)
+        if restart_every and (step == 1 or step % restart_every == 0):
+            z = sample_embeddings(learner, observations, actions, generator)
+            initialize_codebook(learner, z) if step == 1 else restart_unused_codes(learner, z)
         metrics = gradient_step()
         follow(model, learner, ema_weight(ema_decay, step))
+        if step % 500 == 0:
+            metrics = metrics | model.evaluate(observations[::every], actions[::every])
         if on_step:
             on_step(step, metrics)

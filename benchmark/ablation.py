@@ -15,7 +15,6 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, NoReturn
 
@@ -27,14 +26,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-@dataclass
-class Args:
-    folder: Annotated[Path, tyro.conf.Positional]
-    """folder to search for runs, or one that this script wrote"""
-    out: Path
-    """folder to write to"""
-    acting: Literal["mean", "greedy", "sampled"] = "mean"
-    """scores to draw; the table has all"""
+class Args(NamedTuple):
+    folder: Annotated[Path, tyro.conf.Positional]  # where runs are, or what this script wrote
+    out: Path  # folder to write to
+    acting: Literal["mean", "greedy", "sampled"] = "mean"  # scores to draw; the table has all
 
 
 class Row(NamedTuple):
@@ -169,7 +164,7 @@ def draw(rows: list[Row], acting: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args)
+    args = tyro.cli(Args, description=__doc__)
     rows = read(args.folder)
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "ablation.csv", "w", newline="") as file:

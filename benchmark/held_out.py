@@ -11,39 +11,31 @@ steps for its dataset.
 
 import pickle
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import saq_cql
-from saq_cql import fail, find_task, load_dataset, make_env, mlp
+import tasks
+from saq_cql import fail, mlp
 from vqvae import VQVAE
 
 
-@dataclass
-class Args:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """folders of finished runs of saq_*.py"""
-    dataset_path: str
-    """HDF5 file of the same task with episodes that the runs have not seen"""
-    dataset_filter: str | None = None
-    """robomimic files: filter key of these episodes"""
+class Args(NamedTuple):
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # folders of finished runs of saq_*.py
+    dataset_path: str  # HDF5 file of the same task with episodes that the runs have not seen
+    dataset_filter: str | None = None  # robomimic files: filter key of these episodes
 
 
 @cache
 def read(env_id: str, path: str | None, key: str | None, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Observations (M, observation_dim) and actions (M, action_dim) of the dataset of these arguments of a run."""
-    task = find_task(
-        saq_cql.Args(env_id=env_id, dataset_path=path, dataset_filter=key, observation_keys=list(names) or None)
-    )
-    dataset = load_dataset(task, make_env(task), torch.device("cpu"))
-    return dataset.observations[: len(dataset.actions)], dataset.actions
+    data = tasks.make(env_id, path, key, list(names) or None).dataset()
+    return torch.from_numpy(data["observations"]), torch.from_numpy(data["actions"])
 
 
 @torch.no_grad()
@@ -83,4 +75,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

@@ -20,7 +20,7 @@ list_jobs() {
 
         # SAQ-BC, SAQ-IQL, SAQ-CQL: the authors' scripts.
         # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.
-        # Aquadem: not released, SAQ's settings.
+        # Aquadem: not released, SAQ's settings. IQL's rewards: our scale in place of 1000 / (max - min return).
         for family in saq aquadem; do
             script=saq_ALGORITHM.py
             [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
@@ -29,30 +29,30 @@ list_jobs() {
                 echo "$at/${family}_bc,codebook-size=$size/$seed python ${script/ALGORITHM/bc} $flags" \
                     "--codebook-size $size --vqvae-steps $VQVAE_STEPS --acting sampled"
             done
-            flags+=" --value-scale 0 --gamma 0.99 --n-step 1"
+            flags+=" --gamma 0.99 --n-step 1"
             codes="--codebook-size 64 --vqvae-path {$at/${family}_bc,codebook-size=64/$seed}/vqvae.pt"
             echo "$at/${family}_iql,expectile=0.7,temperature=2/$seed python ${script/ALGORITHM/iql} $flags $codes" \
                 "--bc-steps $BC_STEPS --expectile 0.7 --temperature 2 --tau 0.005 --behavior-floor -8" \
                 "--acting sampled"
             for alpha in 15 20 30; do
                 echo "$at/${family}_cql,alpha=$alpha/$seed python ${script/ALGORITHM/cql} $flags $codes" \
-                    "--alpha $alpha --backup greedy --target-period 200 --acting greedy"
+                    "--value-scale 0 --alpha $alpha --backup greedy --target-period 200 --acting greedy"
             done
             if [ $family = saq ]; then
                 echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1" \
-                    "--tau 0.005 --acting sampled"
+                    "--value-scale 0 --tau 0.005 --acting sampled"
             fi
         done
 
         # Continuous. IQL: its paper's locomotion settings. CQL: the weights of its paper and of its
         # reimplementations. BRAC: the authors' scripts, which train 5M steps of the behavior policy and 2M of the rest.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
-        flags="$common --value-scale 0 --gamma 0.99 --n-step 1 --tau 0.005"
+        flags="$common --gamma 0.99 --n-step 1 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"
         for alpha in 5 10; do
-            echo "$at/cql,alpha=$alpha/$seed python benchmark/baselines/cql.py $flags --alpha $alpha"
+            echo "$at/cql,alpha=$alpha/$seed python benchmark/baselines/cql.py $flags --value-scale 0 --alpha $alpha"
         done
-        echo "$at/brac/$seed python benchmark/baselines/brac.py $flags --bc-steps $BC_STEPS --alpha 1"
+        echo "$at/brac/$seed python benchmark/baselines/brac.py $flags --value-scale 0 --bc-steps $BC_STEPS --alpha 1"
     done; done
 }
 

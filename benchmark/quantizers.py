@@ -20,16 +20,20 @@ import torch.nn as nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import vqvae
-from vqvae import VQVAE, Standardize, train_vqvae
+from vqvae import VQVAE, train_vqvae
 
 ALGORITHMS = ("bc", "iql", "cql", "brac")
 
 
-class Unseen(Standardize):
-    """Of observations (B, D) nothing: (B, 0). Keeps mean and std, from which the algorithms standardize theirs."""
+class Without(nn.Module):
+    """Rows (B, D) without their first columns."""
+
+    def __init__(self, columns: int):
+        super().__init__()
+        self.columns = columns
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :0]
+        return x[:, self.columns :]
 
 
 class ActionOnly(VQVAE):
@@ -37,10 +41,9 @@ class ActionOnly(VQVAE):
 
     def __init__(self, observation_dim: int, action_dim: int, **settings):
         super().__init__(observation_dim, action_dim, **settings)
-        self.standardize = Unseen(self.standardize.mean, self.standardize.std)
-        embedding_dim, hidden_dim = self.config["embedding_dim"], self.config["hidden_dim"]
-        self.encoder = self._mlp(action_dim, hidden_dim, embedding_dim)
-        self.decoder = self._mlp(embedding_dim, hidden_dim, action_dim)
+        dims = [self.config[name] for name in ("action_dim", "hidden_dim", "embedding_dim")]
+        self.encoder = nn.Sequential(Without(observation_dim), *self._mlp(*dims))
+        self.decoder = nn.Sequential(Without(observation_dim), *self._mlp(*reversed(dims)))
 
 
 class Uniform(VQVAE):

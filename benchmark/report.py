@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import scipy.stats
@@ -45,18 +45,13 @@ except Exception as error:  # what rliable imports also fails in other ways, on 
     fail(f"report.py needs rliable and matplotlib ({error!r}): pip install -r requirements-benchmark.txt")
 
 
-@dataclass
-class Args:
-    folders: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders to search for runs, and folders that this script wrote"""
-    out: str
-    """folder to write to"""
+class Args(NamedTuple):
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # where runs are, or what this script wrote
+    out: str  # folder to write to
+    # way of acting to show: what the command asked for, one for all, or each algorithm's best, as --select says
     acting: Literal["asked", "mean", "greedy", "sampled", "softmax", "best"] = "asked"
-    """way of acting to show: what the command asked for, one for all, or each algorithm's best, as --select says"""
-    select: Literal["block", "all"] = "block"
-    """datasets over which an algorithm shows one setting, and one way of acting if the best: a block's, or all"""
-    resamples: int = 5000
-    """bootstrap resamples of an interval"""
+    select: Literal["block", "all"] = "block"  # datasets over which an algorithm shows one setting and one best acting
+    resamples: int = 5000  # bootstrap resamples of an interval
 
 
 FAMILIES = {"BRAC": "#CC79A7", "IQL": "#D55E00", "CQL": "#009E73", "BC": "#0072B2"}  # Okabe and Ito's colours
@@ -588,4 +583,4 @@ paper's number]. *data*: the dataset's own mean score. Empty: no run. Acting {";
 
 if __name__ == "__main__":
     plt.switch_backend("Agg")
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

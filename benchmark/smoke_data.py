@@ -15,7 +15,9 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saq_cql import TASKS, make_env, make_robosuite, quiet
+from tasks.d4rl import D4RL, locate
+from tasks.robomimic import IDS, Robomimic
+from tasks.task import quiet
 
 STEPS = 20  # of an episode
 
@@ -39,8 +41,9 @@ def collect(env: gym.Env, episodes: int) -> list[dict[str, np.ndarray]]:
 
 def d4rl(folder: Path, env_id: str) -> None:
     """A file in D4RL's layout, of episodes that time out."""
-    episodes = collect(make_env(TASKS[env_id]), 10)
-    with h5py.File(folder / Path(TASKS[env_id].url).name, "w") as file:
+    path = folder / locate(env_id)[0].name
+    episodes = collect(D4RL(env_id, path).env(), 10)
+    with h5py.File(path, "w") as file:
         file["observations"] = np.concatenate([e["observations"][:-1] for e in episodes])
         file["actions"] = np.concatenate([e["actions"] for e in episodes])
         file["rewards"] = np.concatenate([e["rewards"] for e in episodes])
@@ -66,16 +69,15 @@ def robomimic(folder: Path) -> None:
     settings = {"robots": ["Panda"], "controller_configs": controller, "control_freq": 500}
     description = {"env_name": "Lift", "type": 1, "env_version": robosuite.__version__, "env_kwargs": settings}
     sizes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10}
-    task = TASKS["lift-ph"]._replace(env_args=description, observation_keys=tuple(sizes))
-    path = folder / "lift" / "ph" / Path(task.url).name
+    path = folder / IDS["lift-ph"]
     path.parent.mkdir(parents=True)
     with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps(description)
-        for number, episode in enumerate(collect(make_robosuite(task, None), 5)):
-            demo = data.create_group(f"demo_{number}")
-            ends = np.cumsum(list(sizes.values()))
-            for key, end in zip(sizes, ends):
+        file.create_group("data").attrs["env_args"] = json.dumps(description)
+    episodes = collect(Robomimic("lift-ph", path, observation_keys=list(sizes)).env(), 5)
+    with h5py.File(path, "a") as file:
+        for number, episode in enumerate(episodes):
+            demo = file["data"].create_group(f"demo_{number}")
+            for key, end in zip(sizes, np.cumsum(list(sizes.values()))):
                 demo[f"obs/{key}"] = episode["observations"][:-1, end - sizes[key] : end]
                 demo[f"next_obs/{key}"] = episode["observations"][1:, end - sizes[key] : end]
             demo["actions"], demo["rewards"] = episode["actions"], episode["rewards"]

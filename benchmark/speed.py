@@ -11,38 +11,30 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saq_brac import Ensemble, brac_loss
-from saq_cql import cql_loss, follow, mlp
-from saq_iql import behavior_loss, iql_loss
-from vqvae import VQVAE, train_vqvae
+from saq_bc import behavior_loss, mlp
+from saq_brac import brac_loss
+from saq_cql import cql_loss
+from saq_iql import iql_loss
+from vqvae import VQVAE, follow, train_vqvae
 
 
-@dataclass
-class Args:
-    hidden_dim: int = 512
-    """width of the hidden layers"""
-    batch_size: int = 256
-    """rows per step"""
-    threads: int = 2
-    """threads of PyTorch"""
-    steps: int = 200
-    """steps to time, after 20 to warm up"""
-    observation_dim: int = 28
-    """number of observation dimensions (demo dataset: 28)"""
-    action_dim: int = 4
-    """number of action dimensions (demo dataset: 4)"""
-    layer_norm: bool = True
-    """normalize the hidden layers of Q and V, as the algorithm files do by default"""
-    compile: bool = False
-    """compile the losses"""
+class Args(NamedTuple):
+    hidden_dim: int = 512  # width of the hidden layers
+    batch_size: int = 256  # rows per step
+    threads: int = 2  # of PyTorch
+    steps: int = 200  # to time, after 20 to warm up
+    observation_dim: int = 28  # number of observation dimensions (demo dataset: 28)
+    action_dim: int = 4  # number of action dimensions (demo dataset: 4)
+    layer_norm: bool = True  # normalize the hidden layers of Q and V, as the algorithm files do by default
+    compile: bool = False  # compile the losses
 
 
 def multiplications(batch: int, layers: list[tuple[int, int, str]]) -> Callable[[], None]:
@@ -81,37 +73,32 @@ def main(args: Args) -> None:
     torch.manual_seed(0)
     obs, act, hidden, codes = args.observation_dim, args.action_dim, args.hidden_dim, 64
     rows = 20_000
-    observations, actions = torch.randn(rows + 1, obs), torch.rand(rows + 1, act) * 2 - 1
-    table, rewards, discounts = torch.randint(codes, (rows,)), torch.randn(rows), torch.full((rows,), 0.99)
-    log_behavior = torch.randn(rows + 1, codes).log_softmax(1)
+    observations, actions = torch.randn(rows, obs), torch.rand(rows, act) * 2 - 1
+    behavior_data = {"observations": observations, "codes": torch.randint(codes, (rows,))}
+    transitions = behavior_data | {"returns": torch.randn(rows), "discounts": torch.full((rows,), 0.99)}
+    transitions["next_observations"] = observations.roll(-1, 0)
+    brac_data = transitions | {"next_log_pi_b": torch.randn(rows, codes).log_softmax(1)}
     vqvae = VQVAE(obs, act, codebook_size=codes, hidden_dim=hidden)
-    compiled = torch.compile if args.compile else lambda function: function
 
-    def net(outputs: int = codes) -> torch.nn.Module:
-        return mlp(vqvae.standardize, outputs, hidden, layer_norm=args.layer_norm)
-
-    def train(loss, models: list[torch.nn.Module], averages: tuple[torch.nn.Module, ...]) -> Callable:
-        optimizer = torch.optim.AdamW([p for model in models for p in model.parameters()], fused=True)
+    def train(loss, networks: list[torch.nn.Module], averages: list[torch.nn.Module], data, *settings) -> Callable:
+        """Steps of loss(*networks, a batch of data, *settings), after which averages follow the first network."""
+        optimizer = torch.optim.AdamW([p for network in networks for p in network.parameters()], fused=True)
+        loss = torch.compile(loss) if args.compile else loss
 
         def run(steps: Iterator[int]) -> None:
             for _ in steps:
-                metrics = loss(torch.randint(rows, (args.batch_size,)))
+                index = torch.randint(rows, (args.batch_size,))
+                metrics = loss(*networks, {name: column[index] for name, column in data.items()}, *settings)
                 optimizer.zero_grad()
                 metrics["loss"].backward()
                 optimizer.step()
                 for average in averages:
-                    follow(average, models[0], 0.005)
+                    follow(average, networks[0], 0.005)
 
         return run
 
-    def batch(index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return observations[index], table[index], rewards[index], observations[index + 1]
-
-    behavior, q, q_target, v, twin = net(), net(), net(), net(1), Ensemble(net(), net())
-    acting, q_acting, twin_target, twin_acting = (copy.deepcopy(model) for model in (behavior, q, twin, twin))
-    losses = (behavior_loss, cql_loss, iql_loss, brac_loss)
-    behavior_step, cql_step, iql_step, brac_step = map(compiled, losses)
-
+    q, v = (mlp(vqvae.standardize, outputs, hidden, args.layer_norm) for outputs in (codes, 1))
+    q_target, acting = copy.deepcopy(q), copy.deepcopy(q)
     latent = vqvae.config["embedding_dim"]
     encoder = [(obs + act, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, latent, "ywx")]
     decoder = [(obs + latent, hidden, "ywx"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
@@ -123,25 +110,18 @@ def main(args: Args) -> None:
             lambda steps: train_vqvae(vqvae, observations, actions, steps, args.batch_size, compile=args.compile),
             [*encoder, (latent, codes, "y"), *decoder],
         ),
-        "SAQ-BC, pi_b": (
-            train(lambda i: behavior_step(behavior, observations[i], table[i]), [behavior], (acting,)),
-            q_layers,
-        ),
+        "SAQ-BC, pi_b": (train(behavior_loss, [q], [acting], behavior_data), q_layers),
         "SAQ-CQL": (
-            train(lambda i: cql_step(q, q_target, *batch(i), discounts[i], 20.0, 1.0, "expected"), [q], (q_acting,)),
+            train(cql_loss, [q, q_target], [acting], transitions, 20.0, 1.0, "expected"),
             q_layers + forward_q,
         ),
         "SAQ-IQL": (
-            train(lambda i: iql_step(q, q_target, v, *batch(i), discounts[i], 0.7), [q, v], (q_target, q_acting)),
+            train(iql_loss, [q, q_target, v], [q_target, acting], transitions, 0.7),
             q_layers + v_layers + forward_q + forward_v,
         ),
         "SAQ-BRAC": (
-            train(
-                lambda i: brac_step(twin, twin_target, *batch(i), log_behavior[i + 1], discounts[i], 3.0),
-                [twin],
-                (twin_target, twin_acting),
-            ),
-            2 * q_layers + 2 * forward_q,
+            train(brac_loss, [q, q_target], [q_target, acting], brac_data, 3.0),
+            q_layers + forward_q,
         ),
     }
     for name, (run, layers) in phases.items():
@@ -152,4 +132,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

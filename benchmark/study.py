@@ -9,10 +9,9 @@ training does to each score; runs.csv and episodes.csv.gz, as report.py writes t
 
 import json
 import sys
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -23,21 +22,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defa
 # no changes: the dataset's budget; the way of acting, since every run has the scores of all
 APART = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim", "acting"}
 PAPER = "the paper's recipe"
+GONE = {"adam_b1": 0.9, "q_functions": 2}  # defaults of arguments that runs of before have
 
 
-@dataclass
-class Args:
-    folders: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """folders to search for runs, and folders that this script wrote"""
-    out: str
-    """folder to write to"""
-    resamples: int = 5000
-    """bootstrap resamples of an interval"""
+class Args(NamedTuple):
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # where runs are, or what this script wrote
+    out: str  # folder to write to
+    resamples: int = 5000  # bootstrap resamples of an interval
 
 
 def defaults_of(algorithm: str) -> dict[str, Any]:
-    """The default of every argument of an algorithm file, by the algorithm's name, such as SAQ-BC."""
-    return vars(import_module(algorithm.lower().replace("-", "_")).Args())
+    """The default of every argument of data and method, by the algorithm's name, such as SAQ-BC."""
+    module = import_module(algorithm.lower().replace("-", "_"))
+    return GONE | module.Data()._asdict() | module.Method()._asdict()
 
 
 def change_of(run: Run) -> str:
@@ -154,4 +151,4 @@ paper does. Empty: no runs of both.
 
 if __name__ == "__main__":
     plt.switch_backend("Agg")
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

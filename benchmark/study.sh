@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # What each default is worth: SAQ at the budget of small.sh, with one default at a time set back to the paper's, and with
-# all of them; SAQ-BRAC with one Q-function, too. The runs at the defaults are small.sh's own, and made first where they
-# are missing.
+# all of them. The runs at the defaults are small.sh's own, and made first where they are missing.
 #
 #   DATASETS_DIR=~/datasets SEEDS="1 2 3 4 5" JOBS=2 bash benchmark/study.sh
 #   python benchmark/study.py runs --out benchmark/results/study
 #
-# SEEDS, ONLY, ...: see benchmark/README.md. 43 jobs a dataset and seed.
+# SEEDS, ONLY, ...: see benchmark/README.md. 42 jobs a dataset and seed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source benchmark/datasets.sh
@@ -24,7 +23,6 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
     echo "target-period cql 0 --target-period 200"
     echo "backup cql 0 --backup greedy"
     echo "behavior-floor iql 0 --behavior-floor -8"
-    echo "q-functions brac 0 --q-functions 1"
     local paper="--learning-rate 3e-4 --no-standardize --restart-every 0 --no-layer-norm --ema-decay 0"
     local rl="--value-scale 0 --gamma 0.99 --n-step 1"
     echo "paper bc 1 $paper --acting sampled"

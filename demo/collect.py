@@ -8,8 +8,8 @@ early. An offline RL algorithm can therefore beat both the data and its imitatio
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -17,21 +17,16 @@ import tyro
 from tqdm import trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from saq_cql import TASKS, make_env
+import tasks
 
 OUTPUT = Path(__file__).with_name("fetch-pick-and-place-demo-v0.hdf5")
 
 
-@dataclass
-class Args:
-    output: Path = OUTPUT
-    """the HDF5 file to write"""
-    episodes: int = 600
-    """number of episodes"""
-    careful: float = 0.25
-    """fraction of the episodes with a careful operator"""
-    seed: int = 1_000_000
-    """seed of operators and environment; far from the seeds that evaluation uses"""
+class Args(NamedTuple):
+    output: Path = OUTPUT  # the HDF5 file to write
+    episodes: int = 600  # number of episodes
+    careful: float = 0.25  # fraction of the episodes with a careful operator
+    seed: int = 1_000_000  # of operators and environment; far from the seeds that evaluation uses
 
 
 class Operator:
@@ -76,7 +71,7 @@ class Operator:
 
 def main(args: Args) -> None:
     """Roll out the operators and write observations, actions, rewards, terminals and timeouts, one row a step."""
-    env = make_env(TASKS["fetch-pick-and-place-demo-v0"])
+    env = tasks.make().env()
     rng = np.random.default_rng(args.seed)
     rows = {"observations": [], "actions": [], "rewards": [], "terminals": [], "timeouts": []}
     for episode in trange(args.episodes, unit="episode", disable=None):
@@ -104,4 +99,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

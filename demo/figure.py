@@ -1,14 +1,14 @@
 """The README's pictures: what the codes of a trained VQ-VAE decode to, and frames of a learned policy.
 
-pip install matplotlib
-python demo/figure.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...
-python demo/figure.py --picture strip --run runs/Lift__saq_bc__1__... --output demo/lift.png    # with --capture-video
+They need matplotlib (pip install matplotlib).
+
+    python demo/figure.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...
+    python demo/figure.py --picture strip --run runs/Lift__saq_bc__1__... --output demo/lift.png    # of --capture-video
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import imageio.v3 as imageio
 import matplotlib.pyplot as plt
@@ -17,27 +17,20 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import saq_cql
+import tasks
 from vqvae import VQVAE
 
-DEMO = "fetch-pick-and-place-demo-v0"
 
-
-@dataclass
-class Args:
-    run: Path
-    """folder of a finished run: codebook: on the demo dataset; strip: with --capture-video"""
-    picture: Literal["codebook", "strip"] = "codebook"
-    """codebook: actions by code; strip: six frames of the first episode of the run's video"""
-    output: Path = Path("demo/codebook.png")
-    """picture to write"""
+class Args(NamedTuple):
+    run: Path  # folder of a finished run: codebook: on the demo dataset; strip: with --capture-video
+    picture: Literal["codebook", "strip"] = "codebook"  # actions by code, or six frames of the video's first episode
+    output: Path = Path("demo/codebook.png")  # picture to write
 
 
 def draw_codebook(vqvae: VQVAE, path: Path) -> None:
     """Two kinds of state: the data's actions there, coloured by code, and what each code decodes to."""
-    task = saq_cql.find_task(saq_cql.Args(env_id=DEMO))
-    dataset = saq_cql.load_dataset(task, saq_cql.make_env(task), torch.device("cpu"))
-    observations, actions = dataset.observations, dataset.actions
+    data = tasks.make().dataset()
+    observations, actions = torch.from_numpy(data["observations"]), torch.from_numpy(data["actions"])
     codes = vqvae.encode(observations, actions)
     colours = plt.get_cmap("hsv")(np.random.default_rng(0).permutation(len(vqvae.codebook)) / len(vqvae.codebook))
     # block 8 cm left of and below the gripper; block in the gripper and goal 8 cm right of and 10 cm above it
@@ -70,7 +63,7 @@ def draw_strip(video: Path, path: Path, frames: int = 6) -> None:
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args)
+    args = tyro.cli(Args, description=__doc__)
     if args.picture == "codebook":
         draw_codebook(VQVAE.load(args.run / "vqvae.pt"), args.output)
     else:

@@ -7,14 +7,13 @@ import shutil
 import subprocess
 import sys
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from scipy import stats
 from test_script import same
-from test_shared import field, named
+from test_shared import named
 
 BASELINES = ("bc", "iql", "cql", "brac")
 FOLDER = ROOT / "benchmark" / "baselines"
@@ -27,7 +26,6 @@ from iql import iql_loss, mlp  # noqa: E402
 
 from vqvae import Standardize  # noqa: E402
 
-SPACE = gym.spaces.Box(np.float32([-1.0, -2.0]), np.float32([1.0, 3.0]))
 STANDARDIZE = Standardize(torch.tensor([1.0, 0.0, -1.0, 0.0]), torch.tensor([1.0, 2.0, 1.0, 0.5]))
 
 
@@ -36,16 +34,11 @@ def named_of(path):
     return named(ast.parse(source), source)
 
 
-def fields(arguments):
-    return {node.target.id for node in ast.parse(arguments).body[0].body if isinstance(node, ast.AnnAssign)}
-
-
 def batch(rows=32):
-    low, high = torch.as_tensor(SPACE.low), torch.as_tensor(SPACE.high)
     return {
         "observations": torch.randn(rows, 4),
-        "actions": (low + (high - low) * (0.01 + 0.98 * torch.rand(rows, 2))),
-        "rewards": torch.randn(rows),
+        "actions": 1.96 * torch.rand(rows, 2) - 0.98,
+        "returns": torch.randn(rows),
         "next_observations": torch.randn(rows, 4),
         "discounts": 0.9 * (torch.rand(rows) < 0.7),
     }
@@ -66,18 +59,18 @@ def test_twin_q_standardizes_observations_and_not_actions():
 
 
 def test_bc_loss_is_the_gaussian_likelihood():
-    policy, data = GaussianPolicy(STANDARDIZE, SPACE, 16, True), batch()
+    policy, data = GaussianPolicy(STANDARDIZE, 2, 16, True), batch()
     policy.log_std.data = torch.tensor([0.3, -9.0])  # the second is held at -5
     mean, std = (x.detach().numpy() for x in policy(data["observations"]))
     assert std[1] == pytest.approx(np.exp(-5.0))
     expected = -stats.norm(mean, std).logpdf(data["actions"].numpy()).sum(1).mean()
     assert bc_loss(policy, data["observations"], data["actions"])["loss"].item() == pytest.approx(expected, rel=1e-4)
-    assert ((mean > SPACE.low) & (mean < SPACE.high)).all()
+    assert (np.abs(mean) < 1).all()
 
 
 @pytest.mark.parametrize("policy_class", [GaussianPolicy, TanhGaussianPolicy])
 def test_policies_sample_their_distribution(policy_class):
-    policy = policy_class(STANDARDIZE, SPACE, 16, False)
+    policy = policy_class(STANDARDIZE, 2, 16, False)
     observations = torch.randn(1, 4).expand(20_000, 4)
     generator = torch.Generator().manual_seed(0)
     samples = policy.act(observations, "sampled", generator)
@@ -85,7 +78,7 @@ def test_policies_sample_their_distribution(policy_class):
     assert (mean == mean[0]).all()
     distribution = policy(observations[:1])
     if policy_class is TanhGaussianPolicy:
-        samples, mean = (((a - policy.center) / policy.half_range).atanh() for a in (samples, mean))
+        samples, mean = samples.atanh(), mean.atanh()
         distribution = distribution.mean, distribution.stddev
     torch.testing.assert_close(mean[:1], distribution[0], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(samples.mean(0), distribution[0][0], atol=0.05, rtol=0)
@@ -93,39 +86,35 @@ def test_policies_sample_their_distribution(policy_class):
 
 
 def test_tanh_gaussian_density_integrates_to_one():
-    policy = TanhGaussianPolicy(STANDARDIZE, SPACE, 16, False)
+    policy = TanhGaussianPolicy(STANDARDIZE, 2, 16, False)
     normal = policy(torch.randn(1, 4))
 
     cells = (torch.arange(1000) + 0.5) / 1000
-    grid = torch.cartesian_prod(2.0 * cells - 1.0, 5.0 * cells - 2.0)
-    u = ((grid - policy.center) / policy.half_range).atanh()
-    total = policy.log_prob(normal, u).exp().mean() * 2.0 * 5.0
+    grid = torch.cartesian_prod(2.0 * cells - 1.0, 2.0 * cells - 1.0)
+    total = policy.log_prob(normal, grid.atanh()).exp().mean() * 4.0
     assert total.item() == pytest.approx(1.0, abs=0.01)
 
 
 def test_behavior_loss_is_the_likelihood_of_actions():
-    policy, data = TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True), batch()
+    policy, data = TanhGaussianPolicy(STANDARDIZE, 2, 16, True), batch()
     normal = policy(data["observations"])
-    transforms = [
-        torch.distributions.TanhTransform(),
-        torch.distributions.AffineTransform(policy.center, policy.half_range),
-    ]
-    reference = torch.distributions.TransformedDistribution(normal, transforms).log_prob(data["actions"]).sum(1)
+    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
+    reference = squashed.log_prob(data["actions"]).sum(1)
     loss = behavior_loss(policy, data["observations"], data["actions"])["loss"]
     torch.testing.assert_close(loss, -reference.mean(), atol=1e-3, rtol=1e-3)
 
 
 def test_iql_loss_is_the_equations():
-    (q, q_target), v, actor = double_q(), mlp(STANDARDIZE, 1, 16), GaussianPolicy(STANDARDIZE, SPACE, 16, True)
+    (q, q_target), v, actor = double_q(), mlp(STANDARDIZE, 1, 16), GaussianPolicy(STANDARDIZE, 2, 16, True)
     data, beta = batch(), 40.0  # so that some weights meet their limit
-    metrics = iql_loss(q, q_target, v, actor, **data, expectile=0.7, beta=beta)
+    metrics = iql_loss(q, q_target, v, actor, data, expectile=0.7, beta=beta)
     v_loss, q_loss, actor_loss, limited = [], [], [], 0
     for i in range(32):
         row = {key: value[i : i + 1] for key, value in data.items()}
         here, action = row["observations"], row["actions"]
         u = min(q_target(here, action)[:, 0].tolist()) - v(here).item()
         v_loss.append(abs(0.7 - (u < 0)) * u**2)
-        y = row["rewards"].item() + row["discounts"].item() * v(row["next_observations"]).item()
+        y = row["returns"].item() + row["discounts"].item() * v(row["next_observations"]).item()
         q_loss.append(sum((value - y) ** 2 for value in q(here, action)[:, 0].tolist()))
         limited += np.exp(beta * u) > 100
         actor_loss.append(-min(np.exp(beta * u), 100.0) * actor.log_prob(here, action).item())
@@ -139,32 +128,31 @@ def test_iql_loss_is_the_equations():
 
 def cql_inputs(n=3, **changes):
     q, q_target = double_q()
-    inputs = {"q": q, "q_target": q_target, "actor": TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True), **batch()}
-    inputs |= {"log_entropy_weight": torch.tensor(0.3, requires_grad=True), "alpha": 2.0}
+    inputs = {"q": q, "q_target": q_target, "actor": TanhGaussianPolicy(STANDARDIZE, 2, 16, True)}
+    inputs |= {"batch": batch(), "log_entropy_weight": torch.tensor(0.3, requires_grad=True), "alpha": 2.0}
     inputs |= {"uniform": 2 * torch.rand(n, 32, 2) - 1, "noise": torch.randn(1 + n, 2, 32, 2)}
     return inputs | changes
 
 
 def test_cql_loss_is_the_equations():
     inputs = cql_inputs()
-    q, q_target, actor = inputs["q"], inputs["q_target"], inputs["actor"]
+    q, q_target, actor, data = (inputs[name] for name in ("q", "q_target", "actor", "batch"))
     metrics = cql_loss(**inputs)
     td_loss, conservative, actor_loss, log_probs = [], [], [], []
     for i in range(32):
-        here, there = inputs["observations"][i : i + 1], inputs["next_observations"][i : i + 1]
+        here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
         normals = actor(here), actor(there)
 
         def drawn(j, state, normals=normals, i=i):
             u = normals[state].mean + normals[state].stddev * inputs["noise"][j, state, i]
-            return actor.squash(u), actor.log_prob(normals[state], u)
+            return u.tanh(), actor.log_prob(normals[state], u)
 
-        y = q_target(there, drawn(0, 1)[0]).min() * inputs["discounts"][i] + inputs["rewards"][i]
-        taken = q(here, inputs["actions"][i : i + 1])[:, 0]
+        y = q_target(there, drawn(0, 1)[0]).min() * data["discounts"][i] + data["returns"][i]
+        taken = q(here, data["actions"][i : i + 1])[:, 0]
         td_loss.append((taken - y).square().sum().item())
         terms = []
         for j in range(3):
-            action = torch.as_tensor(SPACE.low) + (1 + inputs["uniform"][j, i]) / 2 * torch.tensor([2.0, 5.0])
-            terms.append(q(here, action[None])[:, 0].exp() * 10.0)  # the space's volume is 2 x 5
+            terms.append(q(here, inputs["uniform"][j, i][None])[:, 0].exp() * 4.0)  # the space's volume is 2 x 2
             for state in (0, 1):
                 action, log_prob = drawn(1 + j, state)
                 terms.append((q(here, action)[:, 0] - log_prob).exp())
@@ -183,14 +171,13 @@ def test_cql_loss_is_the_equations():
 
 def test_the_mean_of_softmax_q_converges_to_the_integral():
     torch.manual_seed(0)
-    actor, q = TanhGaussianPolicy(STANDARDIZE, SPACE, 16, False), TwinQ(STANDARDIZE, 2, 16, False)
+    actor, q = TanhGaussianPolicy(STANDARDIZE, 2, 16, False), TwinQ(STANDARDIZE, 2, 16, False)
     for member in q.members:
         member[-1].weight.data *= 30.0  # far from uniform
     observations, generator = torch.randn(3, 4), torch.Generator().manual_seed(0)
     actions = softmax_mean(q, actor, observations, generator, samples=100_000)
     cells = (torch.arange(300) + 0.5) / 300
-    low, high = torch.from_numpy(SPACE.low), torch.from_numpy(SPACE.high)
-    grid = low + (high - low) * torch.cartesian_prod(cells, cells)
+    grid = 2.0 * torch.cartesian_prod(cells, cells) - 1.0
     for observation, action in zip(observations, actions):
         values = q(observation.expand(len(grid), -1), grid).amin(0).detach()
         expected = values.softmax(0) @ grid
@@ -200,36 +187,36 @@ def test_the_mean_of_softmax_q_converges_to_the_integral():
 
 def test_the_sampled_log_integral_converges_to_the_integral():
     inputs = cql_inputs(n=4000)
-    inputs |= {k: inputs[k][:2] for k in ("observations", "actions", "rewards", "next_observations", "discounts")}
+    data = inputs["batch"] = {name: column[:2] for name, column in inputs["batch"].items()}
     inputs |= {"uniform": inputs["uniform"][:, :2], "noise": inputs["noise"][:, :, :2]}
     q = inputs["q"]
     for member in q.members:
         member[-1].weight.data *= 10.0  # values that differ
-    x, y = torch.meshgrid(torch.linspace(-1, 1, 401), torch.linspace(-2, 3, 401), indexing="ij")
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 401), torch.linspace(-1, 1, 401), indexing="ij")
     grid = torch.stack([x.flatten(), y.flatten()], 1)
     expected = 0.0
     for i in range(2):
-        here = inputs["observations"][i : i + 1]
+        here = data["observations"][i : i + 1]
         values = q(here.expand(len(grid), -1), grid).detach()
-        log_integral = values.exp().mean(1).log() + np.log(10.0)
-        expected += (log_integral - q(here, inputs["actions"][i : i + 1])[:, 0].detach()).sum().item() / 2
+        log_integral = values.exp().mean(1).log() + np.log(4.0)
+        expected += (log_integral - q(here, data["actions"][i : i + 1])[:, 0].detach()).sum().item() / 2
     assert cql_loss(**inputs)["cql_loss"].item() == pytest.approx(expected, abs=0.03)
 
 
 def test_brac_loss_is_the_equations():
     (q, q_target), alpha = double_q(), 0.7
-    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True) for _ in range(2))
+    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, 2, 16, True) for _ in range(2))
     data, noise = batch(), torch.randn(2, 32, 2)
-    metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, alpha=alpha)
+    metrics = brac_loss(q, q_target, actor, behavior, data, noise, alpha)
 
     def kl(observations):
         (m, s), (mb, sb) = ((n.mean, n.stddev) for n in (actor(observations), behavior(observations)))
         return ((sb / s).log() + (s**2 + (m - mb) ** 2) / (2 * sb**2) - 0.5).sum(1)
 
     here, there = data["observations"], data["next_observations"]
-    squashed = [actor.squash(actor(s).mean + actor(s).stddev * e) for s, e in zip((here, there), noise)]
+    squashed = [(actor(s).mean + actor(s).stddev * e).tanh() for s, e in zip((here, there), noise)]
     values = q_target(there, squashed[1]).amin(0) - alpha * kl(there)
-    y = data["rewards"] + data["discounts"] * values
+    y = data["returns"] + data["discounts"] * values
     q_loss = sum(((value - y) ** 2).mean() for value in q(here, data["actions"]))
     actor_loss = (alpha * kl(here) - q(here, squashed[0]).amin(0)).mean()
     torch.testing.assert_close(metrics["q_loss"], q_loss.detach())
@@ -239,7 +226,7 @@ def test_brac_loss_is_the_equations():
 
 
 def test_the_kl_of_the_gaussians_is_that_of_the_actions():
-    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True) for _ in range(2))
+    actor, behavior = (TanhGaussianPolicy(STANDARDIZE, 2, 16, True) for _ in range(2))
     observations = torch.randn(1, 4)
     p, q = actor(observations), behavior(observations)
     u = p.sample((200_000,))
@@ -249,20 +236,19 @@ def test_the_kl_of_the_gaussians_is_that_of_the_actions():
 
 @pytest.mark.parametrize("algorithm", ["iql", "cql", "brac"])
 def test_no_gradient_of_the_policys_loss_reaches_q(algorithm):
-    """Q at its targets (discounts 0, rewards equal to Q) learns nothing by itself: a gradient would be the policy's."""
+    """Q at its targets (discounts 0, returns equal to Q) learns nothing by itself: a gradient would be the policy's."""
     data, (q, q_target) = batch() | {"discounts": torch.zeros(32)}, double_q()
     q.members[1].load_state_dict(q.members[0].state_dict())
-    data["rewards"] = q(data["observations"], data["actions"])[0].detach()
+    data["returns"] = q(data["observations"], data["actions"])[0].detach()
     if algorithm == "iql":
-        actor, v = GaussianPolicy(STANDARDIZE, SPACE, 16, True), mlp(STANDARDIZE, 1, 16)
-        metrics = iql_loss(q, q_target, v, actor, **data, expectile=0.7, beta=1.0)
+        actor, v = GaussianPolicy(STANDARDIZE, 2, 16, True), mlp(STANDARDIZE, 1, 16)
+        metrics = iql_loss(q, q_target, v, actor, data, expectile=0.7, beta=1.0)
     elif algorithm == "cql":
-        inputs = cql_inputs() | data | {"q": q, "q_target": q_target, "alpha": 0.0}
+        inputs = cql_inputs(batch=data, q=q, q_target=q_target, alpha=0.0)
         actor, metrics = inputs["actor"], cql_loss(**inputs)
     else:
-        actor, behavior = (TanhGaussianPolicy(STANDARDIZE, SPACE, 16, True) for _ in range(2))
-        noise = torch.randn(2, 32, 2)
-        metrics = brac_loss(q, q_target, actor, behavior, **data, noise=noise, alpha=1.0)
+        actor, behavior = (TanhGaussianPolicy(STANDARDIZE, 2, 16, True) for _ in range(2))
+        metrics = brac_loss(q, q_target, actor, behavior, data, torch.randn(2, 32, 2), alpha=1.0)
         assert all(p.grad is None for p in behavior.parameters())
     metrics["loss"].backward()
     assert all(p.grad is None for p in q_target.parameters())
@@ -282,21 +268,16 @@ def test_cqls_regularizer_does_not_move_the_policy():
 
 @pytest.mark.parametrize("algorithm", ["iql", "cql", "brac"])
 def test_baselines_find_the_way_out_of_a_known_mdp(corridor, algorithm):
-    space, standardize = gym.spaces.Box(-1.0, 1.0, (1,)), Standardize(torch.zeros(4), torch.ones(4))
+    standardize = Standardize(torch.zeros(4), torch.ones(4))
     q, q_target = (TwinQ(standardize, 1, 64, False) for _ in range(2))
     q_target.load_state_dict(q.state_dict())
     make_actor = GaussianPolicy if algorithm == "iql" else TanhGaussianPolicy
-    actor, behavior = (make_actor(standardize, space, 64, False) for _ in range(2))
+    actor, behavior = (make_actor(standardize, 1, 64, False) for _ in range(2))
     v, log_entropy_weight = mlp(standardize, 1, 64), torch.zeros((), requires_grad=True)
     parameters = [*q.parameters(), *v.parameters(), *actor.parameters(), *behavior.parameters(), log_entropy_weight]
     optimizer, scale = torch.optim.Adam(parameters, lr=1e-3), 20.0
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(1500):
-        rows = torch.randint(len(corridor.codes), (256,), generator=generator)
-        keys = ("observations", "actions", "rewards", "next_observations", "discounts")
-        data = {key: getattr(corridor, key)[rows] for key in keys}
-        data["rewards"] = scale * data["rewards"]
-        rl = {**data, "q": q, "q_target": q_target, "actor": actor}
+    for data in corridor.batches(1500, scale):
+        rl = {"batch": data, "q": q, "q_target": q_target, "actor": actor}
         if algorithm == "iql":
             loss = iql_loss(**rl, v=v, expectile=0.9, beta=1.0)["loss"]
         elif algorithm == "cql":
@@ -342,10 +323,6 @@ def test_a_run_has_the_outputs_of_every_algorithm_and_resumes_to_the_same_bits(t
     short = [flag for flag in small if "total" not in flag] + ["--total-steps=30"]
     run(algorithm, *short, "--checkpoint-every=10", f"--runs-dir={tmp_path / 'b'}")
     (resumed,) = (tmp_path / "b").iterdir()
-    # 30 of 40 steps done: without the evaluation that ended the shorter run, which the longer one does not have
-    checkpoint = torch.load(resumed / "checkpoint.pt", weights_only=True)
-    assert len(checkpoint["evaluations"]) == 1
-    (resumed / "result.json").unlink()
     run(algorithm, "--resume", resumed, "--total-steps=40")
     shutil.copy(resumed / "model.pt", resumed / "vqvae.pt")  # `same` looks for one
     shutil.copy(folder / "model.pt", folder / "vqvae.pt")
@@ -354,34 +331,25 @@ def test_a_run_has_the_outputs_of_every_algorithm_and_resumes_to_the_same_bits(t
 
 def test_bad_input_is_one_line():
     for flags, words in (
-        (["--total-steps=0"], "--total-steps must be above 0"),
+        (["--total-steps=0"], "--total-steps must be between 1 and inf, it is 0"),
         (["--env-id=hoper"], "unknown --env-id"),
     ):
         done = run("cql", *flags, code=2)
         assert words in done.stderr and len(done.stderr.splitlines()) == 1
     done = run("cql", "--n-actions=0", code=2)
-    assert "--n-actions must be above 0" in done.stderr
+    assert "--n-actions must be between 1" in done.stderr
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(BASELINES, 2)), ids=" and ".join)
 def test_what_baselines_repeat_is_identical(pair):
     a, b = (named_of(FOLDER / f"{name}.py") for name in pair)
-    assert not [name for name in a.keys() & b.keys() if name != "Args" and a[name] != b[name]]
+    own = {f"Method.{name}" for name in ("total_steps", "weight_decay", "alpha", "acting")}
+    assert not [name for name in (a.keys() & b.keys()) - own if a[name] != b[name]]
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_arguments_mean_what_they_mean_in_the_discrete_counterpart(name):
-    ours, theirs = ((named_of(path))["Args"] for path in (FOLDER / f"{name}.py", ROOT / f"saq_{name}.py"))
-    own = {
-        "total_steps",
-        "alpha",
-        "acting",
-        "layer_norm",
-        "expectile",
-        "weight_decay",
-        "adam_b1",
-        "eval_every",
-        "bc_steps",
-    }
-    for argument in fields(ours) & fields(theirs) - own:
-        assert field(ours, argument) == field(theirs, argument), argument
+    ours, theirs = (named_of(path) for path in (FOLDER / f"{name}.py", ROOT / f"saq_{name}.py"))
+    own = {"total_steps", "alpha", "acting", "layer_norm", "expectile", "weight_decay", "bc_steps"}
+    for argument in (ours.keys() & theirs.keys()) - {f"Method.{name}" for name in own}:
+        assert not argument.startswith("Method.") or ours[argument] == theirs[argument], argument

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from saq_cql import Args, mlp
+from saq_cql import Data, Method, mlp
 from vqvae import VQVAE
 
 DEMO = ROOT / "demo" / "fetch-pick-and-place-demo-v0.hdf5"
@@ -21,7 +21,7 @@ def write_run(folder, part, temperature):
     net = mlp(vqvae.standardize, 7, 8, layer_norm=True)
     folder.mkdir()
     vqvae.save(folder / "vqvae.pt")
-    args = vars(Args(codebook_size=7, hidden_dim=8, temperature=temperature))
+    args = Data()._asdict() | Method(codebook_size=7, hidden_dim=8, temperature=temperature)._asdict()
     torch.save({"args": args, part: net.state_dict()}, folder / "model.pt")
     return vqvae, net
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmark" / "baselines"))
 from aquadem import Aquadem, train_aquadem
 from quantizers import ActionOnly, Uniform, divide, fit_uniform, take_word
 
-from vqvae import VQVAE, train_vqvae
+from vqvae import VQVAE, Standardize, train_vqvae
 
 SMALL = {"codebook_size": 12, "hidden_dim": 32}
 
@@ -28,7 +28,8 @@ def batch(rows=300, observation_dim=5, action_dim=3):
 
 def aquadem(temperature=1e-3):
     """A model whose candidates are spread out, so that many are somewhere the nearest."""
-    model = Aquadem(5, 3, **SMALL, observation_mean=torch.ones(5), observation_std=torch.full((5,), 2.0))
+    model = Aquadem(5, 3, **SMALL)
+    model.standardize = Standardize(torch.ones(5), torch.full((5,), 2.0))
     torch.nn.init.normal_(model.network[-1].weight, std=0.3)
     model.temperature = temperature
     return model
@@ -104,15 +105,15 @@ def test_aquadem_learns_modes_that_depend_on_the_state_whatever_restarts_are_ask
 
 
 def test_action_only_does_not_see_observations():
-    mean, std = torch.full((5,), 3.0), torch.full((5,), 0.5)
-    model, (observations, actions) = ActionOnly(5, 3, **SMALL, observation_mean=mean, observation_std=std), batch()
+    observations, actions = batch()
+    model = ActionOnly.for_data(observations, actions, **SMALL)
     train_vqvae(model, observations, actions, 100, restart_every=50)
     codes, other = model.encode(observations, actions), 100.0 * torch.randn_like(observations)
     assert len(codes.unique()) > 6
     assert torch.equal(codes, model.encode(other, actions))
     assert torch.equal(model.decode(observations, codes), model.decode(other, codes))
     assert model.loss(observations, actions)["loss"] == model.loss(other, actions)["loss"]
-    assert torch.equal(model.standardize.mean, mean) and torch.equal(model.standardize.std, std)  # the policies' own
+    assert torch.equal(model.standardize.mean, observations.mean(0))  # the policies' own
 
 
 def test_uniform_in_one_dimension_is_equal_bins():
@@ -161,8 +162,7 @@ KINDS = {"vqvae": VQVAE, "aquadem": Aquadem, "action-only": ActionOnly, "uniform
 @pytest.mark.parametrize("kind", KINDS)
 def test_save_and_load_and_no_other_kind_loads_it(tmp_path, kind):
     observations, actions = batch()
-    mean, std = torch.ones(5), torch.full((5,), 2.0)
-    model = KINDS[kind](observation_dim=5, action_dim=3, **SMALL, observation_mean=mean, observation_std=std)
+    model = KINDS[kind].for_data(observations, actions, **SMALL)
     {Uniform: fit_uniform, Aquadem: train_aquadem}.get(KINDS[kind], train_vqvae)(model, observations, actions, 20)
     model.save(tmp_path / "vqvae.pt")
     for name, other in KINDS.items():
@@ -171,7 +171,10 @@ def test_save_and_load_and_no_other_kind_loads_it(tmp_path, kind):
                 other.load(tmp_path / "vqvae.pt")
     loaded = KINDS[kind].load(tmp_path / "vqvae.pt")
     assert loaded.config == model.config
-    assert torch.equal(loaded.standardize.std, std)
+    assert torch.equal(loaded.standardize.std, model.standardize.std)
+    again = KINDS[kind].for_data(observations, actions, **SMALL)
+    again.load_weights(tmp_path / "vqvae.pt")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
     codes = loaded.encode(observations, actions)
     assert torch.equal(codes, model.encode(observations, actions))
     assert torch.equal(loaded.decode(observations, codes), model.decode(observations, codes))
@@ -224,7 +227,7 @@ def test_a_launcher_runs_continues_and_shares_its_quantizer(tmp_path, name):
 def test_a_plain_vqvae_is_refused_in_one_line(tmp_path):
     VQVAE(28, 4, hidden_dim=16).save(tmp_path / "vqvae.pt")
     done = run("baselines/aquadem.py", "cql", *STEPS, "--vqvae-path=vqvae.pt", folder=tmp_path, code=2)
-    assert done.stderr.startswith("error: --vqvae-path vqvae.pt:") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --vqvae-path: vqvae.pt is") and done.stderr.count("\n") == 1
 
 
 def test_a_wrong_word_is_one_line(tmp_path):
@@ -250,4 +253,4 @@ def test_the_name_keeps_the_words(monkeypatch):
 
 def test_help(tmp_path):
     shown = run("baselines/aquadem.py", "brac", "--help", folder=tmp_path).stdout
-    assert "aquadem.py brac" in shown and "--q-functions" in shown and "gradient steps of the VQ-VAE" in shown
+    assert "aquadem.py brac" in shown and "--tau" in shown and "gradient steps of the VQ-VAE" in shown

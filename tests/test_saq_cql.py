@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import batch
+from known import batch
 
-from saq_cql import Args, Dataset, cql_loss, largest_return, mlp, n_step_returns, time_scale
+from saq_cql import cql_loss, mlp, n_step_returns
 from vqvae import VQVAE
 
 
@@ -20,7 +20,7 @@ def networks():
 def test_cql_loss_is_the_equation(temperature, backup):
     q, q_target = networks()
     data = batch()
-    metrics = cql_loss(q, q_target, **data, alpha=2.5, temperature=temperature, backup=backup)
+    metrics = cql_loss(q, q_target, data, 2.5, temperature, backup)
     td, conservative = [], []
     for i in range(32):
         values = q(data["observations"][i : i + 1])[0].tolist()
@@ -31,7 +31,7 @@ def test_cql_loss_is_the_equation(temperature, backup):
         else:
             weights = [math.exp(t / temperature) for t in target]
             value = sum(w * t for w, t in zip(weights, target)) / sum(weights)
-        y = data["rewards"][i].item() + data["discounts"][i].item() * value
+        y = data["returns"][i].item() + data["discounts"][i].item() * value
         code = data["codes"][i].item()
         td.append((values[code] - y) ** 2)
         lse = temperature * math.log(sum(math.exp(v / temperature) for v in values))
@@ -46,7 +46,7 @@ def test_no_gradient_through_the_backup(backup):
     q, q_target = networks()
     data = batch()
     data["next_observations"].requires_grad_()
-    cql_loss(q, q_target, **data, alpha=1.0, temperature=1.0, backup=backup)["loss"].backward()
+    cql_loss(q, q_target, data, 1.0, 1.0, backup)["loss"].backward()
     assert all(p.grad is None for p in q_target.parameters())
     assert data["next_observations"].grad is None
     assert all(p.grad is not None for p in q.parameters())
@@ -56,75 +56,41 @@ def test_conservative_gradient_is_softmax_minus_data():
     """d/dQ of T logsumexp(Q / T) - Q_c is softmax(Q / T) - onehot(c): pushes the unseen down, the seen up."""
     values = torch.randn(8, 6, requires_grad=True)
     data = batch(rows=8) | {"discounts": torch.zeros(8)}
-    data["rewards"] = values.detach().gather(1, data["codes"][:, None]).squeeze(1)  # no temporal-difference error
+    data["returns"] = values.detach().gather(1, data["codes"][:, None]).squeeze(1)  # no temporal-difference error
     tables = [lambda _: values, lambda _: torch.zeros(8, 6)]
-    metrics = cql_loss(*tables, **data, alpha=3.0, temperature=0.5, backup="expected")
+    metrics = cql_loss(*tables, data, 3.0, 0.5, "expected")
     metrics["loss"].backward()
     onehot = torch.nn.functional.one_hot(data["codes"], 6)
     torch.testing.assert_close(values.grad, 3.0 / 8 * (torch.softmax(values.detach() / 0.5, 1) - onehot))
 
 
-@pytest.mark.parametrize(
-    "transitions, next_rows",
-    [
-        ([0, 1, 2, 4], [1, 2, 3, 5]),  # row 3 timed out, row 5 is the last
-        ([0, 1, 2, 3, 4, 5], [1, 6, 3, 7, 5, 8]),  # what followed rows 1, 3 and 5 comes after all rows
-    ],
-)
-def test_largest_return_restarts_at_terminals_and_time_outs(transitions, next_rows):
-    rewards = torch.tensor([1.0, 2.0, 4.0, -16.0, 0.0, 8.0])
-    terminals = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    observations, actions = torch.zeros(9, 1), torch.zeros(6, 1)
-    rows = torch.tensor(transitions), torch.tensor(next_rows)
-    dataset = Dataset(observations, actions, rewards, terminals, *rows, np.zeros(1))
-    # from row 2: 4 - 0.5 * 16; from row 3: -16; from row 4: 0.5 * 8; from row 0: 1 + 0.5 * 2
-    assert largest_return(dataset, 0.5) == pytest.approx(16.0)
-    rewards[3] = 0.0
-    assert largest_return(dataset, 0.5) == pytest.approx(8.0)
-    rewards[5] = 0.0
-    assert largest_return(dataset, 0.5) == pytest.approx(4.0)
+def trajectories() -> dict[str, torch.Tensor]:
+    """Ten transitions: one trajectory of 5 that times out, one of 2 that is terminal, one of 3 with a goal inside."""
+    data = {"rewards": torch.arange(1.0, 11.0), "terminals": torch.zeros(10), "ends": torch.zeros(10, dtype=torch.bool)}
+    data["terminals"][[6, 8]] = 1.0  # row 8: play data, which go on after the goal
+    data["ends"][[4, 6, 9]] = True
+    return data
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10])
-@pytest.mark.parametrize(
-    "transitions, next_rows",
-    [
-        ([0, 1, 2, 3, 5, 6, 7], [1, 2, 3, 4, 6, 7, 8]),  # row 4 timed out, row 8 is the last
-        ([0, 1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 9, 6, 7, 8, 10]),  # what followed rows 4 and 8 comes after all rows
-    ],
-)
-def test_n_step_returns_end_where_episodes_do(transitions, next_rows, n):
-    rewards, terminals = torch.arange(1.0, 10.0), torch.zeros(9)
-    terminals[6] = 1.0  # an episode of rows 5 and 6 between two time-outs
-    observations, actions = torch.zeros(11, 1), torch.zeros(9, 1)
-    rows = torch.tensor(transitions), torch.tensor(next_rows)
-    dataset = Dataset(observations, actions, rewards, terminals, *rows, np.zeros(3))
-    returns, ends, discounts = n_step_returns(dataset, rewards, 0.5, n)
-    following = dict(zip(transitions, next_rows))
-    for i, row in enumerate(transitions):
-        total, discount = 0.0, 1.0
-        for _ in range(n):
-            total += discount * rewards[row].item()
-            discount *= 0.5 * (1 - terminals[row].item())
-            row = following[row]
-            if not discount or row not in following:
-                break
-        assert returns[i].item() == pytest.approx(total)
-        assert discounts[i].item() == pytest.approx(discount)
-        assert not discount or ends[i].item() == row
+def test_n_step_returns_stop_at_terminals_and_at_ends(n):
+    data = trajectories()
+    returns, last, discounts = n_step_returns(data, 0.5, n)
+    for start in range(10):
+        row, total, steps = start, data["rewards"][start].item(), 1
+        while steps < n and not data["ends"][row] and not data["terminals"][row]:
+            row, steps = row + 1, steps + 1
+            total += 0.5 ** (steps - 1) * data["rewards"][row].item()
+        assert returns[start].item() == pytest.approx(total)
+        assert last[start].item() == row
+        assert discounts[start].item() == pytest.approx(0.0 if data["terminals"][row] else 0.5**steps)
 
 
-def test_time_scale_is_that_of_the_mean_episode():
-    def scale(episodes, **given):
-        rows = torch.zeros(1000, 1)
-        dataset = Dataset(rows, rows, rows[:, 0], rows[:, 0], *2 * [torch.arange(1000)], np.zeros(episodes))
-        return time_scale(Args(**given), dataset)
-
-    assert scale(2) == (pytest.approx(0.998), 10)
-    assert scale(20) == (pytest.approx(0.98), 1)
-    assert scale(100) == (pytest.approx(0.9), 1)
-    assert scale(2, gamma=0.5) == (0.5, 10)
-    assert scale(2, n_step=3) == (pytest.approx(0.998), 3)
+def test_as_many_steps_as_there_are_give_the_return_to_the_end():
+    returns, *_ = n_step_returns(trajectories(), 0.5, 1_000_000_000)
+    assert returns[0].item() == pytest.approx(1 + 2 / 2 + 3 / 4 + 4 / 8 + 5 / 16)
+    assert returns[5].item() == pytest.approx(6 + 7 / 2)
+    assert returns[7:].tolist() == pytest.approx([8 + 9 / 2, 9.0, 10.0])
 
 
 @pytest.mark.parametrize("backup", ["expected", "greedy"])
@@ -132,9 +98,8 @@ def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor, backup):
     q, q_target = (mlp(corridor.vqvae.standardize, 16, 64) for _ in range(2))
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3)
     scale = 100.0
-    for step, data in enumerate(corridor.batches(3000)):
-        data["rewards"] *= scale
-        loss = cql_loss(q, q_target, **data, alpha=1.0, temperature=1.0, backup=backup)["loss"]
+    for step, data in enumerate(corridor.batches(3000, scale)):
+        loss = cql_loss(q, q_target, data, 1.0, 1.0, backup)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,12 +7,20 @@ import pytest
 import torch
 
 import vqvae
-from vqvae import VQVAE, initialize_codebook, restart_unused_codes, train_vqvae
+from vqvae import (
+    VQVAE,
+    Standardize,
+    initialize_codebook,
+    restart_unused_codes,
+    sample_embeddings,
+    train_vqvae,
+    write_file,
+)
 
 
-def make(observation_dim=5, action_dim=3, **kwargs):
-    settings = {"codebook_size": 16, "embedding_dim": 8, "hidden_dim": 32} | kwargs
-    model = VQVAE(observation_dim, action_dim, **settings)
+def make(observation_dim=5, action_dim=3, mean=0.0, std=1.0):
+    model = VQVAE(observation_dim, action_dim, codebook_size=16, embedding_dim=8, hidden_dim=32)
+    model.standardize = Standardize(torch.full((observation_dim,), mean), torch.full((observation_dim,), std))
     with torch.no_grad():  # spread the encoder's outputs, so that many codes are in use
         model.encoder[-1].weight.mul_(30.0)
     return model
@@ -78,15 +86,50 @@ def test_straight_through_gradient_and_the_two_halves_of_the_quantization_loss()
 
 
 def test_observations_are_standardized_inside():
-    mean, std = torch.full((5,), 3.0), torch.full((5,), 0.5)
     torch.manual_seed(1)
     raw = make()
     torch.manual_seed(1)
-    standardized = make(observation_mean=mean, observation_std=std)
+    standardized = make(mean=3.0, std=0.5)
     observations, actions = batch()
     torch.testing.assert_close(
-        standardized.encode(observations * std + mean, actions), raw.encode(observations, actions)
+        standardized.encode(observations * 0.5 + 3.0, actions), raw.encode(observations, actions)
     )
+
+
+def test_a_model_for_data_standardizes_by_their_mean_and_deviation_or_not_at_all():
+    observations, actions = batch(500)
+    observations[:, 2] = 7.0  # a dimension that never changes
+    model = VQVAE.for_data(observations, actions, codebook_size=9, hidden_dim=16)
+    assert model.config["codebook_size"] == 9 and model.config["hidden_dim"] == 16
+    expected = (observations - observations.mean(0)) / (observations.numpy().std(0) + 1e-3)
+    torch.testing.assert_close(model.standardize(observations), expected, rtol=1e-4, atol=1e-4)
+    raw = VQVAE.for_data(observations, actions, standardize=False)
+    assert torch.equal(raw.standardize(observations), observations)
+
+
+def test_the_mean_action_is_the_expectation_over_decoded_codes():
+    model, observations, logits = VQVAE(4, 2, codebook_size=6, hidden_dim=8), torch.randn(5, 4), 3 * torch.randn(5, 6)
+    expected = np.zeros((5, 2))
+    for row in range(5):
+        weights = np.exp(logits[row].double().numpy())
+        for k in range(6):
+            decoded = model.decode(observations[row : row + 1], torch.tensor([k]))[0].numpy()
+            expected[row] += weights[k] / weights.sum() * decoded
+    actions = model.act(observations, logits, "mean")
+    np.testing.assert_allclose(actions, expected, atol=1e-6)
+
+
+def test_codes_are_the_most_probable_or_sampled_from_the_softmax():
+    model, logits = VQVAE(4, 2, codebook_size=4, hidden_dim=8), torch.tensor([[0.0, 1.0, 3.0, -1.0]])
+    observation, generator = torch.randn(1, 4), torch.Generator().manual_seed(0)
+    decoded = model.decode(observation.expand(4, 4), torch.arange(4))
+    torch.testing.assert_close(model.act(observation, logits, "greedy"), decoded[2:3])
+    rows = 50_000
+    actions = model.act(observation.expand(rows, 4), logits.expand(rows, 4), "sampled", generator)
+    codes = torch.cdist(actions, decoded).argmin(1)
+    torch.testing.assert_close(actions, decoded[codes])
+    frequencies = torch.bincount(codes, minlength=4) / rows
+    torch.testing.assert_close(frequencies, torch.softmax(logits[0], 0), atol=0.01, rtol=0.0)
 
 
 def test_initialization_has_the_stated_variances():
@@ -101,7 +144,7 @@ def test_initialization_has_the_stated_variances():
 def test_kmeans_initialization_lowers_the_quantization_error():
     model, (observations, actions) = make(), batch(2000)
     before = model.loss(observations, actions)["commitment"]
-    initialize_codebook(model, observations, actions, torch.Generator().manual_seed(0))
+    initialize_codebook(model, sample_embeddings(model, observations, actions, torch.Generator().manual_seed(0)))
     assert model.loss(observations, actions)["commitment"] < 0.5 * before
     assert model.evaluate(observations, actions)["codes_used"] == 16
 
@@ -113,7 +156,7 @@ def test_restart_moves_the_unused_codes_and_no_other():
     before = model.codebook.detach().clone()
     used = torch.bincount(model.encode(observations, actions), minlength=16) > 0
     assert not used[8:].any()
-    restart_unused_codes(model, observations, actions, torch.Generator().manual_seed(0))
+    restart_unused_codes(model, sample_embeddings(model, observations, actions, torch.Generator().manual_seed(0)))
     moved = (model.codebook != before).any(1)
     torch.testing.assert_close(moved, ~used)
     assert model.evaluate(observations, actions)["codes_used"] > used.sum()
@@ -203,7 +246,7 @@ def test_perplexity_counts_codes_in_even_use():
 
 
 def test_save_and_load(tmp_path):
-    model = make(observation_mean=torch.ones(5), observation_std=torch.full((5,), 2.0))
+    model = make(mean=1.0, std=2.0)
     model.save(tmp_path / "vqvae.pt")
     loaded = VQVAE.load(tmp_path / "vqvae.pt")
     observations, actions = batch()
@@ -222,3 +265,27 @@ def test_loading_something_else_is_a_value_error(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ValueError, match="not a VQ-VAE"):
         VQVAE.load(path)
+
+
+def test_weights_of_another_architecture_or_other_data_are_refused(tmp_path):
+    model = make(mean=1.0)
+    model.save(tmp_path / "vqvae.pt")
+    same = make(mean=1.0)
+    same.load_weights(tmp_path / "vqvae.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="has codebook_size 16, this run needs 64"):
+        VQVAE(5, 3, embedding_dim=8, hidden_dim=32).load_weights(tmp_path / "vqvae.pt")
+    with pytest.raises(ValueError, match="of another dataset"):
+        make(mean=2.0).load_weights(tmp_path / "vqvae.pt")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    write_file(tmp_path / "a.txt", lambda path: path.write_text("old"))
+
+    def fails(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_file(tmp_path / "a.txt", fails)
+    assert (tmp_path / "a.txt").read_text() == "old"

@@ -25,10 +25,7 @@ CHUNK = 2048  # rows that encode and decode take at once: K candidates each
 
 
 class Aquadem(VQVAE):
-    """VQVAE's interface around one network psi of two hidden layers, from observations to K x action_dim.
-
-    Args: VQVAE's but `embedding_dim`.
-    """
+    """VQVAE's interface around one network psi of two hidden layers, from observations to K x action_dim."""
 
     # T, in squared units of actions. Error after 3000 steps of 256-wide networks, K = 64, mean of seeds 1 to 3:
     #               1e-4     1e-3     1e-2     1e-1    VQVAE
@@ -40,7 +37,7 @@ class Aquadem(VQVAE):
         super().__init__(observation_dim, action_dim, **settings)
         del self.encoder, self.decoder, self.codebook, self.config["embedding_dim"]
         codes = self.config["codebook_size"]
-        self.codebook = range(codes)  # `evaluate` asks for its length
+        self.register_buffer("codebook", torch.empty(codes, 0))  # its length and device are asked for
         self.network = self._mlp(observation_dim, self.config["hidden_dim"], codes * action_dim)
 
     def candidates(self, observations: torch.Tensor) -> torch.Tensor:

@@ -11,166 +11,48 @@ saq_brac.py departs from the paper, each by a flag: n-step targets, gamma and w 
 standardized, Q layer-normalized, an average of the weights acts. Data, evaluation and outputs are those of saq_brac.py.
 
     python benchmark/baselines/brac.py                                # this repository's demo dataset
-    python benchmark/baselines/brac.py --env-id hopper-medium-v2      # D4RL, robomimic, Minari as in saq_brac.py
+    python benchmark/baselines/brac.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
 """
 
 import copy
-import math
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
-import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+from bc import standardizer
+from cql import TanhGaussianPolicy, TwinQ, n_step_transitions
 from torch.func import functional_call
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-
-from saq_brac import (
-    Run,
-    ema_weight,
-    follow,
-    largest_return,
-    load_dataset,
-    make_env,
-    make_standardize,
-    mlp,
-    n_step_returns,
-    parse_args,
-    time_scale,
-)
-from vqvae import Standardize
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from saq_brac import Batch, Count, Fraction, Positive, Run, Weight, load_task, parse_args
+from vqvae import ema_weight, follow
 
 
-@dataclass
-class Args:
-    env_id: str = "fetch-pick-and-place-demo-v0"
-    """dataset and environment: a D4RL, robomimic or Minari id, or the demo in this repository"""
-    dataset_path: str | None = None
-    """HDF5 file in D4RL's or robomimic's layout in place of the id's own; robomimic's brings its environment"""
-    dataset_filter: str | None = None
-    """robomimic files: filter key of the demonstrations to use, such as train; default all"""
-    observation_keys: list[str] | None = None
-    """robomimic files: observations to use; default end effector and gripper of each arm, and object (the paper)"""
-    seed: int = 1
-    """seed of networks, batches and evaluation episodes"""
-    bc_steps: int = 3000
-    """gradient steps of the behavior policy"""
-    total_steps: int = 3000
-    """gradient steps of Q and policy"""
-    batch_size: int = 256
-    """transitions per gradient step, in every phase"""
-    hidden_dim: int = 256
-    """width of the hidden layers of every network"""
-    standardize: bool = True
-    """standardize observations with the dataset's mean and deviation (the paper: raw)"""
-    layer_norm: bool = True
-    """normalize the hidden layers of every network (the paper: no)"""
-    learning_rate: float = 3e-3
-    """learning rate of every network (the paper: 3e-4)"""
-    weight_decay: float = 1e-3
-    """AdamW's weight decay for Q and behavior policy"""
-    gamma: float | None = None
-    """discount factor; default 1 - 1 / h, of the data's mean episode of h steps (the paper: 0.99)"""
-    n_step: int | None = None
-    """rewards summed before a target bootstraps; default h / 50, at least 1 (the paper: 1)"""
-    alpha: float = 3.0
-    """weight of the KL from the behavior policy, in the policy's loss and in the target"""
-    tau: float = 0.05
-    """weight of Q in each Polyak update of its target network (the paper: 0.005)"""
-    value_scale: float = 100.0
-    """scale rewards so that the dataset's largest discounted return is this; 0: rewards as they are (the paper)"""
-    ema_decay: float = 0.9995
-    """decay, in the long run, of the moving averages of the weights that act; 0: the last weights (the paper)"""
-    acting: Literal["mean", "sampled"] = "mean"
-    """the policy's mean, or a sample; after the last step both"""
-    eval_every: int = 10_000
-    """gradient steps between evaluations"""
-    eval_episodes: int = 10
-    """episodes per evaluation during training"""
-    final_eval_episodes: int | None = None
-    """episodes of the evaluation after the last step; default 100, robosuite 50"""
-    checkpoint_every: int = 10_000
-    """gradient steps between checkpoints"""
-    runs_dir: str = "runs"
-    """folder in which the run's folder is made"""
-    resume: str | None = None
-    """folder of an interrupted run to continue; its arguments hold, but for those given again"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """device of networks and dataset; auto: cuda where there is one"""
-    compile: bool = False
-    """compile the losses with torch.compile"""
-    track: bool = False
-    """log to Weights & Biases too"""
-    capture_video: bool = False
-    """write video.gif of the final policy"""
+class Method(NamedTuple):
+    bc_steps: Annotated[int, (0, np.inf)] = 3000  # gradient steps of the behavior policy
+    total_steps: Count = 3000  # gradient steps of Q and policy
+    batch_size: Count = 256  # transitions per gradient step
+    hidden_dim: Count = 256  # width of the hidden layers of every network
+    learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
+    weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
+    standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
+    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
+    ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps
+    n_step: Annotated[int | None, (1, np.inf)] = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
+    alpha: Positive = 3.0  # weight of the KL from the behavior policy, in the policy's loss and in the target
+    tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
+    acting: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
 
 
-class TanhGaussianPolicy(nn.Module):
-    """a = center + half_range * tanh(u), u ~ N(mean(s), diag std(s)^2), which fills the action space (SAC).
-
-    Args:
-        standardize: of observations.
-        space: the environment's action space.
-        hidden_dim: width of the two hidden layers.
-        layer_norm: normalize them.
-    """
-
-    def __init__(self, standardize: Standardize, space: gym.spaces.Box, hidden_dim: int, layer_norm: bool):
-        super().__init__()
-        self.net = mlp(standardize, 2 * space.shape[0], hidden_dim, layer_norm)
-        self.register_buffer("center", torch.as_tensor((space.high + space.low) / 2, dtype=torch.float32))
-        self.register_buffer("half_range", torch.as_tensor((space.high - space.low) / 2, dtype=torch.float32))
-
-    def forward(self, observations: torch.Tensor) -> torch.distributions.Normal:
-        """The distribution of u (B, action_dim) at observations (B, observation_dim)."""
-        mean, log_std = self.net(observations).chunk(2, 1)
-        return torch.distributions.Normal(mean, log_std.clamp(-5.0, 2.0).exp(), validate_args=False)
-
-    def squash(self, u: torch.Tensor) -> torch.Tensor:
-        """Actions (..., action_dim) of u."""
-        return self.center + self.half_range * u.tanh()
-
-    def log_prob(self, normal: torch.distributions.Normal, u: torch.Tensor) -> torch.Tensor:
-        """log pi(a|s) (...,) of the actions that u (..., action_dim) stand for: log N(u) - log |da/du|."""
-        # log (1 - tanh(u)^2), without cancellation where tanh is near 1
-        log_slope = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
-        return (normal.log_prob(u) - log_slope - self.half_range.log()).sum(-1)
-
-    def act(self, observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
-        """The action of the mean of u (B, action_dim), or a sample."""
-        normal = self(observations)
-        if acting == "mean":
-            return self.squash(normal.mean)
-        return self.squash(torch.normal(normal.mean, normal.stddev, generator=generator))
-
-
-class TwinQ(nn.Module):
-    """Two Q-functions of observations (B, observation_dim) and actions (B, action_dim): values (2, B)."""
-
-    def __init__(self, standardize: Standardize, action_dim: int, hidden_dim: int, layer_norm: bool):
-        super().__init__()
-        mean, std = standardize.mean, standardize.std
-        both = Standardize(
-            torch.cat([mean, mean.new_zeros(action_dim)]), torch.cat([std, std.new_ones(action_dim)])
-        )  # actions stay as they are
-        self.members = nn.ModuleList(mlp(both, 1, hidden_dim, layer_norm) for _ in range(2))
-
-    def forward(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        inputs = torch.cat([observations, actions], 1)
-        return torch.cat([q(inputs) for q in self.members], 1).T
-
-
-def behavior_loss(
-    behavior: TanhGaussianPolicy, observations: torch.Tensor, actions: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def behavior_loss(behavior: TanhGaussianPolicy, observations: torch.Tensor, actions: torch.Tensor) -> Batch:
     """Negative log-likelihood, in nats, of the dataset's actions (B, action_dim) at (B, observation_dim)."""
-    u = ((actions - behavior.center) / behavior.half_range).atanh()
-    return {"loss": -behavior.log_prob(behavior(observations), u).mean()}
+    return {"loss": -behavior.log_prob(behavior(observations), actions.atanh()).mean()}
 
 
 def brac_loss(
@@ -178,128 +60,87 @@ def brac_loss(
     q_target: TwinQ,
     actor: TanhGaussianPolicy,
     behavior: TanhGaussianPolicy,
-    observations: torch.Tensor,
-    actions: torch.Tensor,
-    rewards: torch.Tensor,
-    next_observations: torch.Tensor,
-    discounts: torch.Tensor,
+    batch: Batch,
     noise: torch.Tensor,
     alpha: float,
-) -> dict[str, torch.Tensor]:
+) -> Batch:
     """Losses of Q and policy (Wu et al., 2019, section 3) as one sum: neither's gradient reaches the other's weights.
 
     Args:
-        observations, next_observations: (B, observation_dim) float32.
-        actions: (B, action_dim) float32.
-        rewards, discounts: (B,) float32, of the n steps from `observations` to `next_observations`.
+        batch: as `n_step_transitions` has it, B rows.
         noise: (2, B, action_dim) float32, standard normal: of the actions at s and at s'.
 
     Returns:
         Scalars: `loss` to minimize, its parts `q_loss` and `actor_loss`, the mean `kl` at s, and `q_values`, the mean Q
         of the actions taken.
     """
+    observations, next_observations = batch["observations"], batch["next_observations"]
     with torch.no_grad():
         normal = actor(next_observations)
         kl = torch.distributions.kl_divergence(normal, behavior(next_observations)).sum(1)
-        next_actions = actor.squash(normal.mean + normal.stddev * noise[1])
+        next_actions = (normal.mean + normal.stddev * noise[1]).tanh()
         next_values = q_target(next_observations, next_actions).amin(0) - alpha * kl
-        targets = rewards + discounts * next_values
+        targets = batch["returns"] + batch["discounts"] * next_values
         behavior_normal = behavior(observations)
-    taken = q(observations, actions)
+    taken = q(observations, batch["actions"])
     q_loss = (taken - targets).square().mean(1).sum()
     normal = actor(observations)
     kl = torch.distributions.kl_divergence(normal, behavior_normal).sum(1)
     fixed = {name: parameter.detach() for name, parameter in q.named_parameters()}
-    chosen = actor.squash(normal.mean + normal.stddev * noise[0])
+    chosen = (normal.mean + normal.stddev * noise[0]).tanh()
     actor_loss = (alpha * kl - functional_call(q, fixed, (observations, chosen)).amin(0)).mean()
-    return {
-        "loss": q_loss + actor_loss,
-        "q_loss": q_loss.detach(),
-        "actor_loss": actor_loss.detach(),
-        "kl": kl.detach().mean(),
-        "q_values": taken.detach().mean(),
-    }
+    parts = {"q_loss": q_loss.detach(), "actor_loss": actor_loss.detach(), "kl": kl.detach().mean()}
+    return {"loss": q_loss + actor_loss, **parts, "q_values": taken.detach().mean()}
 
 
 if __name__ == "__main__":
-    args, task = parse_args(Args, positive=("alpha", "n_step"))
+    args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
-    env = make_env(task)
-    dataset = load_dataset(task, env, device)
-    standardize = make_standardize(args, dataset)
+    data, task = load_task(args)
+    data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
+    standardize, action_dim = standardizer(data["observations"], args.standardize), data["actions"].shape[1]
 
-    action_dim = dataset.actions.shape[1]
-    behavior = TanhGaussianPolicy(standardize, env.action_space, args.hidden_dim, args.layer_norm).to(device)
-    q = TwinQ(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)
-    actor = copy.deepcopy(behavior)
-    behavior_acting, q_target, actor_acting = copy.deepcopy(behavior), copy.deepcopy(q), copy.deepcopy(actor)
+    sizes = standardize, action_dim, args.hidden_dim, args.layer_norm
+    behavior, q = TanhGaussianPolicy(*sizes).to(device), TwinQ(*sizes).to(device)
+    behavior_acting, q_target, actor, actor_acting = map(copy.deepcopy, (behavior, q, behavior, behavior))
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    behavior_optimizer = adamw(behavior.parameters())
-    optimizer = adamw([{"params": q.parameters()}, {"params": actor.parameters(), "weight_decay": 0.0}])
-    parts = {
-        "behavior": behavior,
-        "behavior_acting": behavior_acting,
-        "q": q,
-        "q_target": q_target,
-        "actor": actor,
-        "actor_acting": actor_acting,
-        "generator": generator,
-    }
-    run = Run(args, task, parts | {"behavior_adam": behavior_optimizer, "adam": optimizer})
+    behavior_adam = adamw(behavior.parameters())
+    adam = adamw([{"params": q.parameters()}, {"params": actor.parameters(), "weight_decay": 0.0}])
+    networks = {"behavior": behavior, "behavior_acting": behavior_acting, "q": q, "q_target": q_target}
+    networks |= {"actor": actor, "actor_acting": actor_acting}
+    run = Run(args, task, nn.ModuleDict(networks), [behavior_adam, adam], generator)
     if args.compile:
         compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
         behavior_loss, brac_loss = compiled(behavior_loss), compiled(brac_loss)
-
-    def policy(observations: torch.Tensor, generator: torch.Generator, acting: str = args.acting) -> torch.Tensor:
-        return actor_acting.act(observations, acting, generator)
+    draw = {"generator": generator, "device": device}
 
     # The behavior policy.
     for step in run.steps("bc", args.bc_steps, "losses/bc_"):
-        rows = torch.randint(len(dataset.actions), (args.batch_size,), generator=generator, device=device)
-        run.metrics = behavior_loss(behavior, dataset.observations[rows], dataset.actions[rows])
-        behavior_optimizer.zero_grad()
+        rows = torch.randint(len(data["actions"]), (args.batch_size,), **draw)
+        run.metrics = behavior_loss(behavior, data["observations"][rows], data["actions"][rows])
+        behavior_adam.zero_grad()
         run.metrics["loss"].backward()
-        behavior_optimizer.step()
+        behavior_adam.step()
         follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
 
     # Behavior-regularized Q-learning.
-    gamma, n_step = time_scale(args, dataset)
-    scale = args.value_scale / (largest_return(dataset, gamma) or 1.0) if args.value_scale else 1.0
-    returns, next_rows, discounts = n_step_returns(dataset, scale * dataset.rewards, gamma, n_step)
+    transitions, facts = n_step_transitions(args, data, task)
     for step in run.steps("rl", args.total_steps, "losses/"):
         if step == 1:
             actor.load_state_dict(behavior_acting.state_dict())
-        picks = torch.randint(len(dataset.transitions), (args.batch_size,), generator=generator, device=device)
-        rows = dataset.transitions[picks]
-        run.metrics = brac_loss(
-            q,
-            q_target,
-            actor,
-            behavior_acting,
-            dataset.observations[rows],
-            dataset.actions[rows],
-            returns[picks],
-            dataset.observations[next_rows[picks]],
-            discounts[picks],
-            torch.randn(2, args.batch_size, action_dim, generator=generator, device=device),
-            args.alpha,
-        )
-        optimizer.zero_grad()
+        rows = torch.randint(len(data["actions"]), (args.batch_size,), **draw)
+        batch = {name: column[rows] for name, column in transitions.items()}
+        noise = torch.randn(2, args.batch_size, action_dim, **draw)
+        run.metrics = brac_loss(q, q_target, actor, behavior_acting, batch, noise, args.alpha)
+        adam.zero_grad()
         run.metrics["loss"].backward()
-        optimizer.step()
+        adam.step()
         follow(q_target, q, args.tau)
         follow(actor_acting, actor, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
-            run.evaluate(policy, args.eval_episodes, step, device)
+            run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
 
-    run.finish(
-        "BRAC",
-        policy,
-        dataset,
-        {"q": q, "actor": actor_acting, "behavior": behavior_acting},
-        reward_scale=scale,
-        gamma=gamma,
-        n_step=n_step,
-    )
+    modules = {"q": q, "actor": actor_acting, "behavior": behavior_acting}
+    run.finish(actor_acting.act, ("mean", "sampled"), modules, facts)
