@@ -105,9 +105,8 @@ def read_header(path: Path) -> tuple[dict, list[str], int] | None:
                 return None
             env_args = json.loads(file["data"].attrs["env_args"])
             demonstrations = [group for group in file["data"].values() if isinstance(group, h5py.Group)]
-            names = (
-                [name for name in demonstrations[0]["obs"].keys() if isinstance(name, str)] if demonstrations else []
-            )
+            observations = demonstrations[0]["obs"].keys() if demonstrations else []
+            names = [name for name in observations if isinstance(name, str)]  # bytes: not text
             lengths = [len(group["actions"]) for group in demonstrations if "actions" in group]
     except (OSError, RuntimeError) as error:
         fail(f"{path} is not a readable HDF5 file: {error}")
@@ -185,7 +184,7 @@ class Robomimic(Task):
         return np.concatenate([value.reshape(len(value), -1) for value in values], 1)
 
     def recorded(self) -> str:
-        """The version of robosuite that made the file; where it is not noted, composite controllers tell 1.5 from 1.4."""
+        """The version of robosuite that made the file; if it is not noted, composite controllers tell 1.5 from 1.4."""
         controllers = self.env_args["env_kwargs"].get("controller_configs")
         composite = isinstance(controllers, dict) and "body_parts" in controllers
         return str(self.env_args.get("env_version") or ("1.5" if composite else "1.4"))
@@ -200,7 +199,10 @@ class Robomimic(Task):
         try:
             with quiet():
                 import robosuite
+                from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER
                 from robosuite.wrappers import GymWrapper
+
+                ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # or it warns at every reset
         except Exception as error:  # numba and graphics libraries do not fail by ImportError alone
             fail(f"{self.env_name} needs robosuite ({error!r}): {INSTALL.get(recorded, INSTALL['1.5'])}")
         rendering = {"has_renderer": False, "has_offscreen_renderer": bool(render_mode), "use_camera_obs": False}
