@@ -149,11 +149,11 @@ def read_d4rl(path: Path, max_episode_steps: int) -> tuple[dict[str, np.ndarray]
         order, ends = trajectory_order(rows["observations"], rows["next_observations"], ends)
         for key, values in rows.items():
             rows[key] = values[order]
-        unmarked &= ends.sum() == 1
+        ends[-1] = finished or order[-1] != count - 1
+        unmarked &= not ends.any()
         if unmarked:
             ends[max_episode_steps - 1 :: max_episode_steps] = True
         rewards, rows["ends"] = rows["rewards"], ends.copy()
-        ends[-1] = finished or order[-1] != count - 1
     else:
         rewards, kept = rows["rewards"], np.flatnonzero(~timeouts[:-1])
         rows["next_observations"] = rows["observations"][kept + 1]

@@ -122,6 +122,13 @@ def test_evaluation_is_in_the_datasets_evaluation_environment_and_seeded(dataset
         np.testing.assert_array_equal(first[key], second[key])
 
 
+@pytest.mark.parametrize("dataset_id", ["test/kitchen/random-v0", "test/endless-v0"])
+def test_a_step_limit_of_ones_own_takes_the_place_of_the_datasets(datasets, dataset_id):
+    env = tasks.make(dataset_id, max_episode_steps=3).env()
+    env.reset(seed=0)
+    assert [env.step(env.action_space.sample())[3] for _ in range(3)] == [False, False, True]
+
+
 def test_an_environment_without_step_limit_gets_the_longest_episodes(datasets):
     task = tasks.make("test/endless-v0")
     env = task.env()
