@@ -32,9 +32,9 @@ def list_ids() -> None:
     """Print each id, where its dataset lies or would lie, and whether it is there."""
     for env_id in tasks.ids():
         path, _ = tasks.locate(env_id)
-        print(f"{env_id:<30} {'here' if path.is_file() else 'not here':<8} {path}")
+        print(f"{env_id:<50} {'here' if path.is_file() else 'not here':<8} {path}")
     for env_id in minari.local_ids():
-        print(f"{env_id:<30} {'here':<8} {minari.locate(env_id)}")
+        print(f"{env_id:<50} {'here':<8} {minari.locate(env_id)}")
     print("Ids with a slash are Minari's, such as D4RL/kitchen/mixed-v2; https://minari.farama.org lists them.")
 
 

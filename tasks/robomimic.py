@@ -3,6 +3,7 @@
 import ctypes.util
 import importlib.metadata
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -82,10 +83,11 @@ def fetch(env_id: str) -> Path:
     try:
         import huggingface_hub
 
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every retry to reach the server
         folder = os.environ.get("ROBOMIMIC_DATASET_DIR") or None
         return Path(huggingface_hub.hf_hub_download(HUB, IDS[env_id], repo_type="dataset", local_dir=folder))
     except Exception as error:  # the network, the Hub and the disk fail in many ways
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).split(". ")[0]
         fail(f"cannot download {env_id} ({type(error).__name__}: {reason}); fetch {url} and name it by --dataset-path")
 
 

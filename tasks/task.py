@@ -315,7 +315,7 @@ def read_array(parent: h5py.Group, key: str) -> np.ndarray:
     array = parent[key]
     if not isinstance(array, h5py.Dataset):
         raise TypeError(f"{key} is not an array")
-    if array.shape is None:  # h5py.Empty, for whose type there is an error later
+    if array.shape is None or array.is_virtual or array.external:  # nothing at all, or in other files
         stored = True
     elif array.chunks is None:
         stored = array.id.get_storage_size() >= array.nbytes and array.nbytes <= os.path.getsize(parent.file.filename)

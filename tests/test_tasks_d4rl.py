@@ -264,6 +264,20 @@ BAD_ROWS = {
 }
 
 
+@pytest.mark.parametrize("change", ["group", "huge", "huge chunks"])
+def test_columns_that_are_no_stored_arrays_end_with_one_line_and_code_2(tmp_path, capsys, change):
+    path = write(tmp_path / "data.hdf5", hopper_rows(actions=None))
+    with h5py.File(path, "a") as file:
+        if change == "group":
+            file.create_group("actions")
+        else:
+            file.create_dataset("actions", (10**9, 3), np.float32, chunks=(100, 3) if change == "huge chunks" else None)
+    with pytest.raises(SystemExit) as stop:
+        load(path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and f"{path}" in error and "actions" in error
+
+
 @pytest.mark.parametrize("message", BAD_ROWS)
 def test_bad_rows_end_with_one_line_and_code_2(tmp_path, capsys, message):
     path = write(tmp_path / "data.hdf5", BAD_ROWS[message])

@@ -231,6 +231,20 @@ def test_bad_input_is_one_line_and_exit_code_2(datasets, monkeypatch, capsys, ar
     assert all(word in error for word in words), error
 
 
+def test_an_assertion_of_minaris_own_is_one_line_and_exit_code_2(datasets, monkeypatch, capsys):
+    task = tasks.make("hopper-random-v0")
+
+    def failing():
+        raise AssertionError("not so\nmany")
+        yield
+
+    monkeypatch.setattr(task.stored, "iterate_episodes", failing)
+    with pytest.raises(SystemExit) as stop:
+        task.dataset()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "not so many" in error
+
+
 def test_the_list_names_minaris_datasets_on_this_machine(datasets):
     from tasks.minari import local_ids, locate
 
