@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def env_name(env_id: str) -> str:
     return ENVIRONMENTS[env_id.split("-")[0]]
 
 
+def check_attribute(path: Path) -> None:
+    """Fail with one line if `env_args` is damaged so that libhdf5 never returns from it, deaf to signals (20 s)."""
+    code = "import h5py, sys; h5py.File(sys.argv[1], 'r')['data'].attrs['env_args']"
+    try:
+        subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        fail(f"{path} is damaged: its env_args cannot be read")
+
+
 def read_header(path: Path) -> tuple[dict, list[str], int] | None:
     """A robomimic file's `env_args`, its observations' names and its longest demonstration's steps.
 
@@ -105,6 +115,7 @@ def read_header(path: Path) -> tuple[dict, list[str], int] | None:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("data"), h5py.Group):
                 return None
+            check_attribute(path)
             env_args = json.loads(file["data"].attrs["env_args"])
             demonstrations = [group for group in file["data"].values() if isinstance(group, h5py.Group)]
             observations = demonstrations[0]["obs"].keys() if demonstrations else []

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import subprocess
 import sys
 
 import gymnasium as gym
@@ -630,8 +631,23 @@ def test_a_header_that_promises_more_rows_than_are_stored_costs_no_memory(tmp_pa
     assert stop.value.code == 2 and error.count("\n") == 1 and "demo_2" in error and "less of it is stored" in error
 
 
-def test_mutated_files_are_data_or_one_line(tmp_path, capsys):
+def test_an_attribute_that_hangs_libhdf5_is_one_line_and_code_2(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path / "data.hdf5", demonstrations())
+
+    def hanging(command, timeout, **_):
+        assert command[-1] == str(path)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hanging)
+    with pytest.raises(SystemExit) as stop:
+        task_of(path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "env_args cannot be read" in error
+
+
+def test_mutated_files_are_data_or_one_line(tmp_path, capsys, monkeypatch):
     """Bytes flipped and cut off anywhere in the file."""
+    monkeypatch.setattr("tasks.robomimic.check_attribute", lambda path: None)  # a process each, and none hangs here
     path, rng = write(tmp_path / "data.hdf5", demonstrations(), masks={"train": ["demo_0"]}), np.random.default_rng(0)
     whole = path.read_bytes()
     for _ in range(200):
