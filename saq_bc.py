@@ -43,9 +43,10 @@ Fraction, Weight = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)]
 
 class Data(NamedTuple):
     env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
-    dataset_path: str | None = None  # HDF5 file of D4RL's or robomimic's layout in place of the id's own
+    dataset_path: str | None = None  # file of D4RL's, robomimic's or OGBench's layout in place of the id's own
     dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
     observation_keys: list[str] | None = None  # robomimic files: default end effectors, grippers, object (the paper)
+    max_episode_steps: Annotated[int | None, (1, np.inf)] = None  # of evaluation; default the benchmark's
 
 
 class Method(NamedTuple):
@@ -107,7 +108,7 @@ def load_task(args):
     """
     import tasks
 
-    task = tasks.make(args.env_id, args.dataset_path, args.dataset_filter, args.observation_keys, args.capture_video)
+    task = tasks.make(**{name: getattr(args, name) for name in Data._fields}, video=args.capture_video)
     args.env_id = task.env_id  # a robomimic file names its own
     data = task.dataset()
     print(task.describe(data))
@@ -172,8 +173,7 @@ class Run:
         self.save()
         again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"
         signal.signal(signal.SIGINT, lambda *_: setattr(self, "interrupted", again))  # no error amid a step or a file
-        steps = ", ".join(f"{name} {flag}" for name, flag in self.flags.items() if name.endswith("_steps"))
-        print(f"{steps}; writing to {self.folder}")
+        print(*(f"{k} {v}," for k, v in self.flags.items() if k.endswith("_steps") and v), "writing to", self.folder)
 
     def save(self):
         states = {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}

@@ -37,7 +37,7 @@ try locomotion halfcheetah-expert-v2
 try adroit door-human-v0
 try antmaze D4RL/antmaze/medium-diverse-v1
 try kitchen D4RL/kitchen/mixed-v2
-if [ -d "$ROBOMIMIC_DATASET_DIR/lift" ]; then
+if [ -d "$ROBOMIMIC_DATASET_DIR/v1.5" ]; then
     try robomimic lift-ph
 else
     echo "== benchmark/robomimic.sh skipped: it needs pip install --no-deps -r requirements-robosuite.txt"

@@ -65,7 +65,7 @@ def robomimic(folder: Path) -> None:
     """A file of Lift in robomimic's layout; the arm is controlled at 500 Hz, which makes it fast to simulate."""
     with quiet():
         import robosuite
-    controller = robosuite.load_controller_config(default_controller="OSC_POSE")
+    controller = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
     settings = {"robots": ["Panda"], "controller_configs": controller, "control_freq": 500}
     description = {"env_name": "Lift", "type": 1, "env_version": robosuite.__version__, "env_kwargs": settings}
     sizes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10}

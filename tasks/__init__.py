@@ -1,4 +1,4 @@
-"""Datasets and environments of offline reinforcement learning by id: D4RL, robomimic, Minari and a demo.
+"""Datasets and environments of offline reinforcement learning by id: D4RL, robomimic, OGBench, Minari, a demo.
 
     task = tasks.make("hopper-medium-v2")       # the dataset is downloaded where it is not on this machine
     data = task.dataset()                       # dict of arrays, one row a transition
@@ -6,23 +6,24 @@
     result = task.evaluate(policy, episodes=100, seed=1)
 
 `python -m tasks` lists the ids; `python -m tasks hopper-medium-v2` fetches one, checks it and says what is in it.
-A source is a module with a subclass of `Task`, the `IDS` it knows, and `locate(env_id)`: file and URL of a dataset.
+A source is a module with a subclass of `Task`, the `IDS` it knows, `locate(env_id)`, file and URL of a dataset, and
+`fetch(env_id)`, the file once it is here.
 """
 
 import difflib
 from pathlib import Path
 
-from tasks import d4rl, demo, minari, robomimic
-from tasks.task import Task, download, fail
+from tasks import d4rl, demo, minari, ogbench, robomimic
+from tasks.task import Task, fail
 
 __all__ = ["Task", "fail", "ids", "locate", "make"]
 
 DEFAULT = "fetch-pick-and-place-demo-v0"
-SOURCES = (demo, d4rl, robomimic)  # Minari's ids are not listed here: any with a slash, or found on this machine
+SOURCES = (demo, d4rl, robomimic, ogbench)  # beside Minari: ids with a slash, or found on this machine
 
 
 def ids() -> list[str]:
-    """The known ids: the demo's, D4RL's and robomimic's."""
+    """The known ids: the demo's, D4RL's, robomimic's and OGBench's."""
     return [env_id for source in SOURCES for env_id in source.IDS]
 
 
@@ -37,22 +38,27 @@ def make(
     dataset_filter: str | None = None,
     observation_keys: list[str] | None = None,
     video: bool = False,
+    max_episode_steps: int | None = None,
 ) -> Task:
     """The task of an id, with its dataset downloaded if it is not on this machine.
 
     Args:
         env_id: an id of `ids()`, or Minari's: one with a slash, or of a dataset that Minari finds on this machine.
-        dataset_path: HDF5 file in D4RL's or robomimic's layout in place of the id's own. A robomimic file names its own
-            environment; then `env_id` may be left out, and the task's is that name.
+        dataset_path: HDF5 file in D4RL's or robomimic's layout, or .npz file in OGBench's, in place of the id's own. A
+            robomimic file names its own environment; then `env_id` may be left out, and the task's is that name.
         dataset_filter: robomimic files: filter key of the demonstrations to use, such as train; default all.
         observation_keys: robomimic files: observations to use; default end effector and gripper of each arm, object.
         video: also check that this machine can render the environment.
+        max_episode_steps: step limit of the environment in place of the benchmark's.
 
     Raises:
         SystemExit: with one line on stderr and code 2, where the arguments do not fit together, or a file cannot be
             had or read.
     """
+    if max_episode_steps is not None and max_episode_steps < 1:
+        fail(f"an episode cannot have {max_episode_steps} steps")
     task = find(env_id, None if dataset_path is None else Path(dataset_path), dataset_filter, observation_keys)
+    task.max_episode_steps = max_episode_steps or task.max_episode_steps
     if video:
         task.check_video()
     return task
@@ -60,14 +66,12 @@ def make(
 
 def find(env_id: str, path: Path | None, dataset_filter: str | None, observation_keys: list[str] | None) -> Task:
     """`make`, without the check of rendering."""
-    source = next((source for source in SOURCES if env_id in source.IDS), None)
+    source = next((source for source in SOURCES if env_id in source.IDS), ogbench if ogbench.known(env_id) else None)
     if path is None and source:
-        path, url = source.locate(env_id)
-        if url and not path.exists():
-            download(url, path)
+        path = source.fetch(env_id)
     if path and not path.is_file():
         fail(f"no such file: {path}")
-    if path and (header := robomimic.read_header(path)):
+    if source is not ogbench and path and (header := robomimic.read_header(path)):
         name = header[0]["env_name"]
         if env_id == DEFAULT:
             env_id = name
@@ -79,11 +83,13 @@ def find(env_id: str, path: Path | None, dataset_filter: str | None, observation
     if source is robomimic:
         fail(f"{path} is not a robomimic file, which has a group 'data' with env_args")
     if source:
-        return demo.Demo(env_id, path) if source is demo else d4rl.D4RL(env_id, path)
+        return {demo: demo.Demo, d4rl: d4rl.D4RL, ogbench: ogbench.OGBench}[source](env_id, path)
     if "/" not in env_id and not minari.locate(env_id).exists():
+        if instead := d4rl.elsewhere(env_id):
+            fail(f"unknown --env-id {env_id}: its environment needs MuJoCo 2.1; in its place Minari has {instead}")
         near = difflib.get_close_matches(env_id, ids(), n=3, cutoff=0.0)
         fail(f"unknown --env-id {env_id}; did you mean {', '.join(near)}? Minari's ids have a slash")
     if path:
         where = minari.locate(env_id)
-        fail(f"--dataset-path is for HDF5 files of D4RL and robomimic; {env_id} is Minari's, in {where}")
+        fail(f"--dataset-path is for files of D4RL, robomimic and OGBench; {env_id} is Minari's, in {where}")
     return minari.Minari(env_id)

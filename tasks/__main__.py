@@ -18,26 +18,29 @@ class Args:
     env_id: tyro.conf.Positional[str | None] = None
     """the dataset's id; without id and file: list the ids"""
     dataset_path: str | None = None
-    """HDF5 file in D4RL's or robomimic's layout in place of the id's own; robomimic's brings its environment"""
+    """HDF5 file in the layout of D4RL or robomimic, or .npz file in OGBench's, in place of the id's own; a robomimic
+    file brings its environment"""
     dataset_filter: str | None = None
     """robomimic files: filter key of the demonstrations to use, such as train; default all"""
     observation_keys: list[str] | None = None
     """robomimic files: observations to use; default end effector and gripper of each arm, and object"""
+    max_episode_steps: int | None = None
+    """step limit of the environment; default the benchmark's"""
 
 
 def list_ids() -> None:
     """Print each id, where its dataset lies or would lie, and whether it is there."""
     for env_id in tasks.ids():
         path, _ = tasks.locate(env_id)
-        print(f"{env_id:<30} {'here' if path.is_file() else 'not here':<8} {path}")
+        print(f"{env_id:<50} {'here' if path.is_file() else 'not here':<8} {path}")
     for env_id in minari.local_ids():
-        print(f"{env_id:<30} {'here':<8} {minari.locate(env_id)}")
+        print(f"{env_id:<50} {'here':<8} {minari.locate(env_id)}")
     print("Ids with a slash are Minari's, such as D4RL/kitchen/mixed-v2; https://minari.farama.org lists them.")
 
 
 def describe(args: Args) -> None:
     """Make the task, load and check its dataset, and print what is in it."""
-    task = tasks.make(args.env_id or tasks.DEFAULT, args.dataset_path, args.dataset_filter, args.observation_keys)
+    task = tasks.make(**vars(args) | {"env_id": args.env_id or tasks.DEFAULT})
     data = task.dataset()
     lengths = np.diff(np.flatnonzero(data["ends"]), prepend=-1)
     print(task.describe(data))

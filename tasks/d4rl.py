@@ -8,7 +8,7 @@ import gymnasium as gym
 import h5py
 import numpy as np
 
-from tasks.task import Task, check_rows, data_folder, fail, quiet
+from tasks.task import Task, check_rows, data_folder, download, fail, quiet, read_array
 
 SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 
@@ -45,12 +45,31 @@ for _name, *_task in (
     ):
         IDS[f"{_name}-{_kind}-v0"] = Benchmark(*_task, f"{SERVER}/hand_dapg/{_file}.hdf5")
         IDS[f"{_name}-{_kind}-v1"] = Benchmark(*_task, f"{SERVER}/hand_dapg_v1/{_name}-{_kind}-v1.hdf5")
+ANTMAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 
 
 def locate(env_id: str) -> tuple[Path, str]:
     """The file of an id in $D4RL_DATASET_DIR, else ~/.d4rl/datasets, and its URL."""
     url = IDS[env_id].url
     return data_folder("D4RL_DATASET_DIR", ".d4rl", "datasets") / Path(url).name, url
+
+
+def fetch(env_id: str) -> Path:
+    """The file of an id, downloaded if it is not here."""
+    path, url = locate(env_id)
+    if not path.exists():
+        download(url, path)
+    return path
+
+
+def elsewhere(env_id: str) -> str | None:
+    """The Minari id that stands for an antmaze or kitchen id of D4RL's, whose environments need MuJoCo 2.1."""
+    match env_id.split("-"):
+        case ["antmaze", *kind, "v0" | "v1" | "v2"] if "-".join(kind) in ANTMAZES:
+            return f"D4RL/antmaze/{'-'.join(kind)}-v1"
+        case ["kitchen", "complete" | "partial" | "mixed" as kind, "v0"]:
+            return f"D4RL/kitchen/{kind}-v2"
+    return None
 
 
 class D4RL(Task):
@@ -61,7 +80,7 @@ class D4RL(Task):
         self.gym_id, self.max_episode_steps, self.min_return, self.max_return, _ = IDS[env_id]
 
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        return read_d4rl(self.path, self.max_episode_steps)
+        return read_d4rl(self.path, IDS[self.env_id].max_episode_steps)
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         adroit = self.gym_id.startswith("Adroit")
@@ -101,7 +120,8 @@ def read_d4rl(path: Path, max_episode_steps: int) -> tuple[dict[str, np.ndarray]
     With `next_observations` every row is a transition, and trajectories end at `terminals` and `timeouts`; rows that a
     replay buffer dumped out of order are put back in order. Without, the rule of d4rl's `qlearning_dataset` holds: row
     i + 1 follows row i, so that the last step of a timed-out trajectory is no transition. A file that has no
-    `timeouts` either is cut by a counter: it restarts at 1 after a terminal and times out at `max_episode_steps`.
+    `timeouts` either is cut by a counter: it restarts at 1 after a terminal and times out at `max_episode_steps`. So
+    is a file that marks no end in more rows than that, which is said.
     Returns are sums of rewards up to each end; steps after the last end count only if there is no other.
     """
     required = ("observations", "actions", "rewards", "terminals")
@@ -110,14 +130,15 @@ def read_d4rl(path: Path, max_episode_steps: int) -> tuple[dict[str, np.ndarray]
             if missing := [key for key in required if key not in file]:
                 fail(f"{path} lacks the key {missing[0]!r}; D4RL files have {', '.join(required)}")
             keys = [key for key in (*required, "next_observations", "timeouts") if key in file]
-            rows = check_rows(str(path), {key: np.atleast_1d(file[key][()]) for key in keys})
-    except (OSError, RuntimeError, TypeError) as error:
+            rows = check_rows(str(path), {key: np.atleast_1d(read_array(file, key)) for key in keys})
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
         fail(f"{path} is not a readable HDF5 file: {error}")
     count, terminals = len(rows["rewards"]), rows["terminals"]
     if not count:
         fail(f"{path} holds no transition")
     timeouts = rows.pop("timeouts", np.zeros(count, bool))
-    if "timeouts" not in keys and "next_observations" not in keys:
+    unmarked = count > max_episode_steps and not (terminals | timeouts).any()
+    if "next_observations" not in keys and (unmarked or "timeouts" not in keys):
         start, steps = 0, 0
         for end in (*np.flatnonzero(terminals), count - 1):
             timeouts[start + max_episode_steps - 1 - steps : end + 1 : max_episode_steps] = True
@@ -128,14 +149,19 @@ def read_d4rl(path: Path, max_episode_steps: int) -> tuple[dict[str, np.ndarray]
         order, ends = trajectory_order(rows["observations"], rows["next_observations"], ends)
         for key, values in rows.items():
             rows[key] = values[order]
-        rewards, rows["ends"] = rows["rewards"], ends.copy()
         ends[-1] = finished or order[-1] != count - 1
+        unmarked &= not ends.any()
+        if unmarked:
+            ends[max_episode_steps - 1 :: max_episode_steps] = True
+        rewards, rows["ends"] = rows["rewards"], ends.copy()
     else:
         rewards, kept = rows["rewards"], np.flatnonzero(~timeouts[:-1])
         rows["next_observations"] = rows["observations"][kept + 1]
         for key in required:
             rows[key] = rows[key][kept]
         rows["ends"] = rows["terminals"] | (np.diff(kept, append=count) != 1)
+    if unmarked:
+        print(f"{path} marks no end of a trajectory in {count} rows; cut every {max_episode_steps}, the step limit")
     lasts = np.flatnonzero(ends) if ends.any() else np.array([count - 1])
     sums = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
     return rows, np.diff(sums[np.concatenate([[0], lasts + 1])])

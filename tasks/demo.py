@@ -16,6 +16,11 @@ def locate(env_id: str) -> tuple[Path, None]:
     return Path(__file__).resolve().parent.parent / "demo" / f"{env_id}.hdf5", None
 
 
+def fetch(env_id: str) -> Path:
+    """The file of the id."""
+    return locate(env_id)[0]
+
+
 class Demo(Task):
     """A robot arm picks up a block and carries it to a goal within 50 steps; the score is the percentage of successes.
 
@@ -28,7 +33,7 @@ class Demo(Task):
         self.env_id, self.path = env_id, path
 
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        return read_d4rl(self.path, self.max_episode_steps)
+        return read_d4rl(self.path, Demo.max_episode_steps)
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         with quiet():

@@ -1,6 +1,7 @@
 """Minari's datasets, in the environments that they name for evaluation."""
 
 import functools
+import json
 import logging
 from pathlib import Path
 
@@ -41,12 +42,14 @@ class Minari(Task):
             self.stored = minari.load_dataset(env_id, download=True)
             storage = self.stored.storage
             lowest, highest = (float(storage.metadata.get(f"ref_{end}_score") or 0.0) for end in ("min", "max"))
+            spec = json.loads(storage.metadata.get("eval_env_spec") or storage.metadata.get("env_spec") or "{}")
+            limit = spec.get("max_episode_steps")
             lengths = [episode["total_steps"] for episode in storage.get_episode_metadata(self.stored.episode_indices)]
         except Exception as error:  # no network, no such dataset, half a dataset, another version of Minari
             where = locate(env_id)
             fail(f"cannot load {env_id} with Minari ({error}); fetch it by other means and put it at {where}")
         self.min_return, self.max_return = (lowest, highest) if lowest != highest else (0.0, 100.0)
-        self.max_episode_steps = int(max(lengths, default=1))
+        self.max_episode_steps = limit if limit and limit > 0 else int(max(lengths, default=1))
 
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         episodes, returns = [], []
@@ -63,19 +66,17 @@ class Minari(Task):
                 episodes.append(check_rows(f"{self.env_id}, episode {episode.id}", columns))
                 returns.append(episode.rewards.sum())
             return join(self.env_id, episodes), np.array(returns, np.float64)
-        except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # damaged files, Minari's own assertions
             fail(f"{self.env_id}, episode {len(episodes)}: not arrays, or dicts of arrays, that can be read: {error}")
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         try:
             with quiet():
                 rendering = {"render_mode": render_mode} if render_mode else {}  # not every environment knows the word
-                env = self.stored.recover_environment(eval_env=True, **rendering)
+                limit = {"max_episode_steps": self.max_episode_steps}
+                env = self.stored.recover_environment(eval_env=True, **limit, **rendering)
         except Exception as error:  # each package fails in its own way
             fail(f"cannot make the environment of {self.env_id}: {error!r}")
-        if env.spec.max_episode_steps is None:
-            env = gym.wrappers.TimeLimit(env, self.max_episode_steps)
-        self.max_episode_steps = env.spec.max_episode_steps
         flatten = functools.partial(gym.spaces.flatten, self.stored.observation_space)
         space = gym.spaces.flatten_space(self.stored.observation_space)
         try:

@@ -1,8 +1,11 @@
-"""robomimic's datasets (the v141 low-dimensional files) on robosuite 1.4.1's environments."""
+"""robomimic's low-dimensional datasets in robosuite's environments: v1.5 on robosuite 1.5, v141 on robosuite 1.4.1."""
 
 import ctypes.util
+import importlib.metadata
 import json
+import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,10 +13,9 @@ import gymnasium as gym
 import h5py
 import numpy as np
 
-from tasks.task import EndAtSuccess, Task, check_rows, data_folder, fail, join, quiet
+from tasks.task import EndAtSuccess, Task, check_rows, data_folder, fail, join, quiet, read_array
 
-SERVER = "http://downloads.cs.stanford.edu/downloads/rt_benchmark"
-HORIZONS = {"TwoArmTransport": 700, "ToolHang": 700}  # every other environment: 400
+HUB = "robomimic/robomimic_datasets"  # on the Hugging Face Hub, a repository of type dataset
 ENVIRONMENTS = {
     "lift": "Lift",
     "can": "PickPlaceCan",
@@ -21,17 +23,73 @@ ENVIRONMENTS = {
     "transport": "TwoArmTransport",
     "tool_hang": "ToolHang",
 }
-IDS = {f"{_task}-{_kind}": f"{_task}/{_kind}/low_dim_v141.hdf5" for _task in ENVIRONMENTS for _kind in ("ph", "mh")}
+IDS = {f"{_task}-{_kind}": f"v1.5/{_task}/{_kind}/low_dim_v15.hdf5" for _task in ENVIRONMENTS for _kind in ("ph", "mh")}
 del IDS["tool_hang-mh"]
 for _task in ("lift", "can"):
-    IDS[f"{_task}-mg"] = f"{_task}/mg/low_dim_sparse_v141.hdf5"
-    IDS[f"{_task}-mg-dense"] = f"{_task}/mg/low_dim_dense_v141.hdf5"
+    IDS[f"{_task}-mg"] = f"v1.5/{_task}/mg/low_dim_sparse_v15.hdf5"
+    IDS[f"{_task}-mg-dense"] = f"v1.5/{_task}/mg/low_dim_dense_v15.hdf5"
+IDS["can-paired"] = "v1.5/can/paired/low_dim_v15.hdf5"
+INSTALL = {
+    "1.4": "pip install --no-deps robosuite==1.4.1",
+    "1.5": "pip install --no-deps -r requirements-robosuite.txt",
+}
+
+
+def horizon(env_name: str, env_id: str) -> int:
+    """Steps of a rollout in robomimic's registry, which gives data of several operators (mh) longer ones."""
+    several, long = env_id.endswith("-mh"), env_name in ("TwoArmTransport", "ToolHang")
+    return (1100 if long else 500) if several else (700 if long else 400)
+
+
+def installed() -> str | None:
+    """Robosuite's version, None where it is not installed."""
+    try:
+        return importlib.metadata.version("robosuite")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def locate(env_id: str) -> tuple[Path, str]:
-    """The file of an id in $ROBOMIMIC_DATASET_DIR, else ~/.robomimic/datasets, and its URL."""
-    folder = data_folder("ROBOMIMIC_DATASET_DIR", ".robomimic", "datasets")
-    return folder / IDS[env_id], f"{SERVER}/{IDS[env_id]}"
+    """The file of an id, where it is or would be, and its URL.
+
+    It is looked for in $ROBOMIMIC_DATASET_DIR, else in the Hugging Face Hub's cache. Where robosuite 1.4 is installed,
+    the older file comes first, if it is in $ROBOMIMIC_DATASET_DIR or ~/.robomimic/datasets.
+    """
+    url = f"https://huggingface.co/datasets/{HUB}/resolve/main/{IDS[env_id]}"
+    if (installed() or "").startswith("1.4") and (older := older_file(env_id)).is_file():
+        return older, url
+    if os.environ.get("ROBOMIMIC_DATASET_DIR"):
+        return data_folder("ROBOMIMIC_DATASET_DIR") / IDS[env_id], url
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(HUB, IDS[env_id], repo_type="dataset")
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{HUB.replace('/', '--')}"
+    return (Path(cached) if isinstance(cached, str) else folder / "snapshots" / "main" / IDS[env_id]), url
+
+
+def older_file(env_id: str) -> Path:
+    """Where the file of an id for robosuite 1.4.1 would be, which robomimic's own server had."""
+    name = IDS[env_id].removeprefix("v1.5/").replace("_v15", "_v141")
+    return data_folder("ROBOMIMIC_DATASET_DIR", ".robomimic", "datasets") / name
+
+
+def fetch(env_id: str) -> Path:
+    """The file of an id, downloaded from the Hugging Face Hub if it is not here."""
+    path, url = locate(env_id)
+    if path.is_file():
+        return path
+    if (version := installed() or "").startswith("1.4"):
+        older = older_file(env_id)
+        fail(f"{env_id} needs robosuite 1.5: {INSTALL['1.5']} ({version} is here; its older file would be {older})")
+    try:
+        import huggingface_hub
+
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every retry to reach the server
+        folder = os.environ.get("ROBOMIMIC_DATASET_DIR") or None
+        return Path(huggingface_hub.hf_hub_download(HUB, IDS[env_id], repo_type="dataset", local_dir=folder))
+    except Exception as error:  # the network, the Hub and the disk fail in many ways
+        reason = str(error).split(". ")[0]
+        fail(f"cannot download {env_id} ({type(error).__name__}: {reason}); fetch {url} and name it by --dataset-path")
 
 
 def env_name(env_id: str) -> str:
@@ -39,22 +97,37 @@ def env_name(env_id: str) -> str:
     return ENVIRONMENTS[env_id.split("-")[0]]
 
 
-def read_header(path: Path) -> tuple[dict, list[str]] | None:
-    """A robomimic file's `env_args` and the names of its observations; None if the HDF5 file is not robomimic's."""
+def check_attribute(path: Path) -> None:
+    """Fail with one line if `env_args` is damaged so that libhdf5 never returns from it, deaf to signals (20 s)."""
+    code = "import h5py, sys; h5py.File(sys.argv[1], 'r')['data'].attrs['env_args']"
+    try:
+        subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        fail(f"{path} is damaged: its env_args cannot be read")
+
+
+def read_header(path: Path) -> tuple[dict, list[str], int] | None:
+    """A robomimic file's `env_args`, its observations' names and its longest demonstration's steps.
+
+    None if the HDF5 file is not robomimic's.
+    """
     try:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("data"), h5py.Group):
                 return None
+            check_attribute(path)
             env_args = json.loads(file["data"].attrs["env_args"])
-            first = next(iter(file["data"].values()), {"obs": {}})
-            names = list(first["obs"].keys())
+            demonstrations = [group for group in file["data"].values() if isinstance(group, h5py.Group)]
+            observations = demonstrations[0]["obs"].keys() if demonstrations else []
+            names = [name for name in observations if isinstance(name, str)]  # bytes: not text
+            lengths = [len(group["actions"]) for group in demonstrations if "actions" in group]
     except (OSError, RuntimeError) as error:
         fail(f"{path} is not a readable HDF5 file: {error}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
         fail(f"{path} has robomimic's group 'data', but no readable env_args or obs in it: {error}")
     match env_args:
         case {"env_name": str(), "env_kwargs": dict(), "type": 1}:
-            return env_args, names
+            return env_args, names, max(lengths, default=0)
     fail(f"{path}: its env_args do not describe a robosuite environment (env_name, env_kwargs, type 1)")
 
 
@@ -62,6 +135,7 @@ class Robomimic(Task):
     """A robomimic file and the environment that it describes; the score is the percentage of successes.
 
     Observations are those of `observation_keys`, concatenated; default: end effector and gripper of each arm, object.
+    Episodes have the steps of robomimic's registry, or of the longest demonstration if that is longer.
     """
 
     min_return, max_return, eval_episodes, processes = 0.0, 1.0, 50, True
@@ -70,9 +144,9 @@ class Robomimic(Task):
         self, env_id: str, path: Path, dataset_filter: str | None = None, observation_keys: list[str] | None = None
     ):
         self.env_id, self.path, self.dataset_filter = env_id, path, dataset_filter
-        self.env_args, names = read_header(path)
+        self.env_args, names, longest = read_header(path)
         self.env_name = self.env_args["env_name"]
-        self.max_episode_steps = HORIZONS.get(self.env_name, 400)
+        self.max_episode_steps = max(horizon(self.env_name, env_id), longest)
         robots = sorted({key.split("_")[0] for key in names if key.startswith("robot")})
         keys = [f"{robot}_{key}" for robot in robots for key in ("eef_pos", "eef_quat", "gripper_qpos")]
         self.observation_keys = tuple(observation_keys or [*keys, "object"])
@@ -95,14 +169,14 @@ class Robomimic(Task):
                     if self.dataset_filter not in masks:
                         known = ", ".join(masks) or "none"
                         fail(f"{self.path} has no filter key {self.dataset_filter!r}; its filter keys: {known}")
-                    names = [name.decode() for name in masks[self.dataset_filter]]
+                    names = [name.decode() for name in read_array(masks, self.dataset_filter)]
                 for name in sorted(set(names), key=lambda name: int(name.removeprefix("demo_"))):
                     demonstration = file["data"][name]
                     columns = {
                         "observations": self._observations(demonstration["obs"]),
-                        "actions": demonstration["actions"][()],
-                        "rewards": demonstration["rewards"][()],
-                        "terminals": demonstration["dones"][()],
+                        "actions": read_array(demonstration, "actions"),
+                        "rewards": read_array(demonstration, "rewards"),
+                        "terminals": read_array(demonstration, "dones"),
                     }
                     if "next_obs" in demonstration:
                         columns["next_observations"] = self._observations(demonstration["next_obs"])
@@ -115,36 +189,68 @@ class Robomimic(Task):
                             columns = {key: values[:-1] for key, values in columns.items()}
                     demonstrations.append(columns)
             return join(str(self.path), demonstrations), np.array(returns, np.float64)
-        except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
             fail(f"{self.path}, {name}: not as in robomimic's low-dim files: {error}")
 
     def _observations(self, group: h5py.Group) -> np.ndarray:
-        values = [group[key][()] for key in self.observation_keys]
+        values = [read_array(group, key) for key in self.observation_keys]
         return np.concatenate([value.reshape(len(value), -1) for value in values], 1)
+
+    def recorded(self) -> str:
+        """The version of robosuite that made the file; if it is not noted, composite controllers tell 1.5 from 1.4."""
+        controllers = self.env_args["env_kwargs"].get("controller_configs")
+        composite = isinstance(controllers, dict) and "body_parts" in controllers
+        return str(self.env_args.get("env_version") or ("1.5" if composite else "1.4"))
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         if sys.platform == "linux" and ctypes.util.find_library("EGL") is None:
             os.environ.setdefault("MUJOCO_GL", "glx")  # importing robosuite loads EGL unless told of another
+        recorded, here = ".".join(self.recorded().split(".")[:2]), installed()
+        if here and recorded != ".".join(here.split(".")[:2]):  # the same observations mean other things there
+            install = INSTALL.get(recorded, f"pip install --no-deps robosuite=={recorded}")
+            fail(f"{self.path} is of robosuite {self.recorded()}, and {here} is here: {install}")
         try:
             with quiet():
                 import robosuite
+                from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER
                 from robosuite.wrappers import GymWrapper
-        except ImportError as error:
-            fail(f"{self.env_name} needs robosuite ({error}): pip install --no-deps -r requirements-robosuite.txt")
-        installed = robosuite.__version__
-        recorded = str(self.env_args.get("env_version") or installed)
-        if recorded.split(".")[:2] != installed.split(".")[:2]:
-            fail(f"{self.path} is of robosuite {recorded}, whose physics are not those of {installed}, which is here")
+
+                ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # or it warns at every reset
+        except Exception as error:  # numba and graphics libraries do not fail by ImportError alone
+            fail(f"{self.env_name} needs robosuite ({error!r}): {INSTALL.get(recorded, INSTALL['1.5'])}")
         rendering = {"has_renderer": False, "has_offscreen_renderer": bool(render_mode), "use_camera_obs": False}
+        kwargs = self.env_args["env_kwargs"] | rendering | {"ignore_done": True}
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("lang", "env_lang")}  # robomimic's own
         keys = ["object-state" if key == "object" else key for key in self.observation_keys]
         try:
             with quiet():
-                env = robosuite.make(self.env_name, **self.env_args["env_kwargs"] | rendering | {"ignore_done": True})
+                env = robosuite.make(self.env_name, **kwargs)
                 for key in set(keys) & set(env.observation_names):  # a few are off by default
                     env.modify_observable(key, "active", True)
+                seen = env.reset()
                 env = GymWrapper(env, keys)
         except Exception as error:  # each task and version fails in its own way
-            fail(f"robosuite {installed} cannot make {self.env_name} as {self.path} has it: {error!r}")
+            fail(f"robosuite {here} cannot make {self.env_name} as {self.path} has it: {error!r}")
+        if missing := [key for key in keys if key not in seen]:
+            fail(f"robosuite {here} observes no {missing[0]!r} in {self.env_name}, which {self.path} has")
         env.metadata = {"render_modes": ["rgb_array"]}
         env.render = lambda: env.sim.render(camera_name="agentview", width=512, height=512)[::-1]
-        return gym.wrappers.TimeLimit(EndAtSuccess(env), self.max_episode_steps)
+        return gym.wrappers.TimeLimit(EndAtSuccess(FromSeed(env)), self.max_episode_steps)
+
+
+class FromSeed(gym.Wrapper):
+    """Robosuite's draws from the seed given, and observations of a reset that are those of the state after it.
+
+    Robosuite 1.5 draws from a generator of its own, which samplers of placements hold, too: its state is set. After a
+    reset 1.5 observes poses relative to a gripper that it has not read yet; they are read once more. No time passes for
+    the observables meanwhile, or each step would be observed one step of the simulation too early.
+    """
+
+    def reset(self, *, seed=None, options=None):
+        env = self.unwrapped
+        if seed is not None and hasattr(env, "rng"):
+            env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self.env.reset(seed=seed)
+        for observable in env._observables.values():
+            observable.update(timestep=0.0, obs_cache=env._obs_cache, force=True)
+        return self.env._flatten_obs(env._get_observations()), {}

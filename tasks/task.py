@@ -45,7 +45,7 @@ class Task(ABC):
     Attributes:
         env_id: the task's id.
         path: the dataset's file; None where the source keeps it elsewhere (Minari).
-        max_episode_steps: step limit of the environment.
+        max_episode_steps: step limit of the environment; set another before `env` or `evaluate` is called.
         min_return, max_return: the returns that score 0 and 100.
         eval_episodes: episodes of an evaluation, unless it is told otherwise.
         processes: whether to evaluate in processes, for environments whose steps cost more than passing arrays around.
@@ -139,20 +139,21 @@ class Task(ABC):
     def evaluate(
         self, policy: Policy, episodes: int | None = None, seed: int = 1, video: Path | None = None
     ) -> dict[str, np.ndarray]:
-        """Run episodes in ten environments side by side, episode i from environment seed `10000 seed + i`.
+        """Run episodes in ten environments side by side, each from its own seed, which `episode_seeds` names.
 
         Environment j runs episodes j, j + 10, ..., whatever the number of cores.
 
         Args:
             policy: actions (B, a), clipped to [-1, 1] here, for observations (B, o) float32.
             episodes: how many; default `eval_episodes`.
+            seed: any integer.
             video: file to which the first three of them are written, too, as a gif.
 
         Returns:
             One entry an episode: seeds int64, undiscounted returns float64, lengths int64 in steps, scores float64.
         """
         episodes = episodes or self.eval_episodes
-        seeds = 10_000 * seed + np.arange(episodes)
+        seeds = episode_seeds(seed, episodes)
         returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
         count = min(episodes, 10)
         vector = gym.vector.AsyncVectorEnv if self.processes else gym.vector.SyncVectorEnv
@@ -193,8 +194,8 @@ class Task(ABC):
         import imageio.v3 as imageio
 
         env, frames = self._rendering_env(), []
-        for episode in range(episodes):
-            observation, _ = env.reset(seed=10_000 * seed + episode)
+        for episode_seed in episode_seeds(seed, episodes).tolist():
+            observation, _ = env.reset(seed=episode_seed)
             ended = False
             while not ended:
                 frames.append(env.render()[::2, ::2])
@@ -221,6 +222,14 @@ class Task(ABC):
                 "Ubuntu: apt-get install libegl1) or OSMesa (apt-get install libosmesa6, then MUJOCO_GL=osmesa)"
             )
         return env
+
+
+def episode_seeds(seed: int, episodes: int) -> np.ndarray:
+    """Environment seeds (episodes,) int64 of an evaluation: `10000 seed + i`, modulo 2**32.
+
+    Beyond 2**32, as below 0, environments refuse seeds: numpy's RandomState is the strictest of their generators.
+    """
+    return (10_000 * seed % 2**32 + np.arange(episodes)) % 2**32
 
 
 def act(policy: Policy, observations: np.ndarray) -> np.ndarray:
@@ -254,7 +263,8 @@ class EndAtSuccess(gym.Wrapper):
 
     def step(self, action):
         observation, _, _, truncated, info = self.env.step(action)
-        success = bool(info["is_success"] if "is_success" in info else self.unwrapped._check_success())
+        key = next((key for key in ("is_success", "success") if key in info), None)
+        success = bool(info[key] if key else self.unwrapped._check_success())  # robosuite's has it in no info
         return observation, float(success), success, truncated, info
 
 
@@ -293,6 +303,28 @@ def check_rows(where: str, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         if values.dtype != np.float32 and not (finite := np.isfinite(checked[key])).all():
             fail(f"{where}: {key} has a value too large for float32 in row {np.argwhere(~finite)[0, 0]}")
     return checked
+
+
+def read_array(parent: h5py.Group, key: str) -> np.ndarray:
+    """The array under a key of an HDF5 group, all of which is stored.
+
+    Raises:
+        KeyError, TypeError: where it is not there, not an array, or less of it is stored than its shape promises, so
+            that a damaged header is not answered with gigabytes of memory.
+    """
+    array = parent[key]
+    if not isinstance(array, h5py.Dataset):
+        raise TypeError(f"{key} is not an array")
+    if array.shape is None or array.is_virtual or array.external:  # nothing at all, or in other files
+        stored = True
+    elif array.chunks is None:
+        stored = array.id.get_storage_size() >= array.nbytes and array.nbytes <= os.path.getsize(parent.file.filename)
+    else:
+        chunks = np.prod([-(-size // chunk) for size, chunk in zip(array.shape, array.chunks)], dtype=float)
+        stored = array.id.get_num_chunks() == chunks
+    if not stored:
+        raise TypeError(f"{key} has shape {array.shape}, but less of it is stored")
+    return array[()]
 
 
 def join(where: str, trajectories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -158,6 +158,25 @@ def test_the_number_of_episodes_is_the_tasks_own_by_default():
     assert result["seeds"].tolist() == [10_000, 10_001] and result["lengths"].tolist() == [50, 50]
 
 
+def test_a_step_limit_of_ones_own_leaves_the_data_as_they_are(tmp_path):
+    rows = hopper_rows(1500, timeouts=None)
+    path = str(write(tmp_path / "data.hdf5", rows))
+    usual, own = tasks.make("hopper-medium-v2", path), tasks.make("hopper-medium-v2", path, max_episode_steps=3)
+    ends = [np.flatnonzero(task.dataset()["ends"]).tolist() for task in (usual, own)]
+    assert ends[0] == ends[1] == [998, 1497] and usual.max_episode_steps == 1000
+    result = own.evaluate(lambda observations: np.zeros((len(observations), 3)), 2)
+    assert result["lengths"].tolist() == [3, 3]
+    result = tasks.make(max_episode_steps=7).evaluate(lambda observations: np.zeros((len(observations), 4)), 1)
+    assert result["lengths"].tolist() == [7]
+
+
+@pytest.mark.parametrize("seed", [-1, 20240115, 10**30])
+def test_no_seed_is_refused(seed):
+    task = tasks.make(max_episode_steps=1)
+    seeds = task.evaluate(lambda observations: np.zeros((len(observations), 4)), 3, seed)["seeds"]
+    assert seeds.tolist() == [(10_000 * seed + i) % 2**32 for i in range(3)]
+
+
 def test_video_is_a_gif_of_the_first_episodes_or_one_line(tmp_path, monkeypatch, capsys):
     task = tasks.make()
     frame = np.zeros((64, 64, 3), np.uint8)
@@ -236,7 +255,7 @@ def run(*flags, code=0, **variables):
 
 
 def test_importing_tasks_is_light():
-    heavy = ("torch", "minari", "robosuite", "gymnasium_robotics", "pooch", "imageio")
+    heavy = ("torch", "minari", "robosuite", "ogbench", "huggingface_hub", "gymnasium_robotics", "pooch", "imageio")
     code = f"import sys, tasks; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
@@ -246,11 +265,12 @@ def test_the_list_has_every_id_its_file_and_whether_it_is_here(tmp_path):
     path = write(tmp_path / "hopper_medium-v2.hdf5", hopper_rows())
     (tmp_path / "minari" / "D4RL" / "pen" / "human-v2" / "data").mkdir(parents=True)
     (tmp_path / "minari" / "D4RL" / "pen" / "human-v2" / "data" / "metadata.json").write_text("{}")
-    done = run(D4RL_DATASET_DIR=tmp_path, ROBOMIMIC_DATASET_DIR=tmp_path, MINARI_DATASETS_PATH=tmp_path / "minari")
+    folders = {f"{name}_DATASET_DIR": tmp_path for name in ("D4RL", "ROBOMIMIC", "OGBENCH")}
+    done = run(**folders, MINARI_DATASETS_PATH=tmp_path / "minari")
     *lines, last = done.stdout.splitlines()
     assert done.stderr == "" and "Minari" in last
     assert [line.split()[0] for line in lines] == [*tasks.ids(), "D4RL/pen/human-v2"]
-    assert len(tasks.ids()) == 1 + 42 + 13
+    assert len(tasks.ids()) == 1 + 42 + 14 + 282
     here = {line.split()[0]: line.split()[2] for line in lines if " not here " not in line}
     assert here == {
         DEMO: str(ROOT / "demo" / f"{DEMO}.hdf5"),
@@ -279,6 +299,10 @@ def test_an_id_with_a_file_is_described(tmp_path):
     [
         (["hopper-mediun-v2"], ["unknown --env-id hopper-mediun-v2", "did you mean hopper-medium-v2"]),
         (["hopper-medium-v2", "--dataset-path", "none.hdf5"], ["no such file: none.hdf5"]),
+        (["antmaze-medium-play-v2"], ["antmaze-medium-play-v2", "Minari has D4RL/antmaze/medium-play-v1"]),
+        (["antmaze-umaze-v0"], ["Minari has D4RL/antmaze/umaze-v1"]),
+        (["kitchen-mixed-v0"], ["kitchen-mixed-v0", "Minari has D4RL/kitchen/mixed-v2"]),
+        ([DEMO, "--max-episode-steps", "0"], ["an episode cannot have 0 steps"]),
         ([DEMO, "--dataset-filter", "train"], ["--dataset-filter are for robomimic's files"]),
         (["hopper-medium-v2", "--dataset-path", f"demo/{DEMO}.hdf5"], ["shape (28,), those of hopper-medium-v2 (11,)"]),
         (["lift-ph", "--dataset-path", f"demo/{DEMO}.hdf5"], ["is not a robomimic file"]),

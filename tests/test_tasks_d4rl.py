@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 
 import h5py
@@ -113,6 +114,24 @@ def test_hopper_scores_as_its_readme_says(shared_datasets):
     task, data = load(shared_datasets / "hopper-medium-expert-sb3-v0.hdf5", "hopper-medium-expert-v2")
     assert task.dataset_scores.mean() == pytest.approx(62.6, abs=0.3)
     assert len(data["ends"]) == 100_000  # with its own next observations every row is a transition
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("with_next", [True, False])
+def test_a_file_that_marks_no_end_is_cut_at_the_step_limit_and_that_is_said(tmp_path, capsys, flag, with_next):
+    rows = hopper_rows(100_000, timeouts=np.zeros(100_000, bool) if flag else None)
+    if with_next:
+        rows["next_observations"] = np.roll(rows["observations"], -1, 0)
+        rows["next_observations"][-1] = 0
+    started = time.monotonic()
+    task, data = load(write(tmp_path / "data.hdf5", rows))
+    assert time.monotonic() - started < 20
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "marks no end of a trajectory in 100000 rows; cut every 1000" in out
+    assert len(data["ends"]) == (100_000 if with_next else 99_900)
+    assert data["ends"].sum() == len(task.dataset_returns) == 100
+    load(write(tmp_path / "data.hdf5", hopper_rows(1000)))
+    assert capsys.readouterr().out == ""  # no longer than an episode
 
 
 def test_returns_are_undiscounted_sums_of_whole_trajectories(tmp_path):
@@ -243,6 +262,20 @@ BAD_ROWS = {
     "shape (10,)": hopper_rows(observations=np.zeros((20, 10), np.float32)),
     "beyond twice the action space": damaged("actions", 2, 2.5),
 }
+
+
+@pytest.mark.parametrize("change", ["group", "huge", "huge chunks"])
+def test_columns_that_are_no_stored_arrays_end_with_one_line_and_code_2(tmp_path, capsys, change):
+    path = write(tmp_path / "data.hdf5", hopper_rows(actions=None))
+    with h5py.File(path, "a") as file:
+        if change == "group":
+            file.create_group("actions")
+        else:
+            file.create_dataset("actions", (10**9, 3), np.float32, chunks=(100, 3) if change == "huge chunks" else None)
+    with pytest.raises(SystemExit) as stop:
+        load(path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and f"{path}" in error and "actions" in error
 
 
 @pytest.mark.parametrize("message", BAD_ROWS)

@@ -122,6 +122,13 @@ def test_evaluation_is_in_the_datasets_evaluation_environment_and_seeded(dataset
         np.testing.assert_array_equal(first[key], second[key])
 
 
+@pytest.mark.parametrize("dataset_id", ["test/kitchen/random-v0", "test/endless-v0"])
+def test_a_step_limit_of_ones_own_takes_the_place_of_the_datasets(datasets, dataset_id):
+    env = tasks.make(dataset_id, max_episode_steps=3).env()
+    env.reset(seed=0)
+    assert [env.step(env.action_space.sample())[3] for _ in range(3)] == [False, False, True]
+
+
 def test_an_environment_without_step_limit_gets_the_longest_episodes(datasets):
     task = tasks.make("test/endless-v0")
     env = task.env()
@@ -222,6 +229,20 @@ def test_bad_input_is_one_line_and_exit_code_2(datasets, monkeypatch, capsys, ar
     assert stop.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1
     assert all(word in error for word in words), error
+
+
+def test_an_assertion_of_minaris_own_is_one_line_and_exit_code_2(datasets, monkeypatch, capsys):
+    task = tasks.make("hopper-random-v0")
+
+    def failing():
+        raise AssertionError("not so\nmany")
+        yield
+
+    monkeypatch.setattr(task.stored, "iterate_episodes", failing)
+    with pytest.raises(SystemExit) as stop:
+        task.dataset()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "not so many" in error
 
 
 def test_the_list_names_minaris_datasets_on_this_machine(datasets):

@@ -1,6 +1,8 @@
 """robomimic's files against robomimic's own reader and a spelled-out one; robosuite's environments; bad files."""
 
+import builtins
 import json
+import subprocess
 import sys
 
 import gymnasium as gym
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 import tasks
-from tasks.robomimic import IDS, Robomimic
+from tasks.robomimic import HUB, IDS, INSTALL, Robomimic, env_name, horizon, installed, locate, older_file
 
 KEYS = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10, "robot0_joint_pos": 7}
 PAPER_KEYS = list(KEYS)[:4]
@@ -162,16 +164,31 @@ def test_transitions_are_those_of_robomimics_sequence_dataset(tmp_path, request,
     assert_equal(transitions_of(load(path, dataset_filter=filter_key)), expected)
 
 
-def test_ids_and_urls_are_robomimics():
+def test_ids_and_older_files_are_robomimics():
     registry = pytest.importorskip("robomimic").DATASET_REGISTRY
-    urls = {}
+    horizons = {}
     for name, kinds in registry.items():
         for kind, files in kinds.items():
             for file, entry in files.items():
                 suffix = {"low_dim": "", "low_dim_sparse": "", "low_dim_dense": "-dense"}.get(file)
-                if suffix is not None and kind != "paired" and not name.endswith("_real"):
-                    urls[f"{name}-{kind}{suffix}"] = entry["url"]
-    assert {env_id: tasks.locate(env_id)[1] for env_id in IDS} == urls and len(urls) == 13
+                if suffix is not None and not name.endswith("_real"):
+                    env_id = f"{name}-{kind}{suffix}"
+                    assert entry["url"].endswith(str(older_file(env_id)).split("datasets")[1])
+                    horizons[env_id] = entry["horizon"]
+    assert {env_id: horizon(env_name(env_id), env_id) for env_id in IDS} == horizons and len(horizons) == 14
+
+
+def test_ids_are_files_on_the_hub(monkeypatch, tmp_path):
+    """As its listing has them; robomimic's registry names them by the same rule."""
+    assert IDS["lift-ph"] == "v1.5/lift/ph/low_dim_v15.hdf5"
+    assert IDS["tool_hang-ph"] == "v1.5/tool_hang/ph/low_dim_v15.hdf5"
+    assert IDS["transport-mh"] == "v1.5/transport/mh/low_dim_v15.hdf5"
+    assert IDS["can-mg"] == "v1.5/can/mg/low_dim_sparse_v15.hdf5"
+    assert IDS["can-mg-dense"] == "v1.5/can/mg/low_dim_dense_v15.hdf5"
+    assert IDS["can-paired"] == "v1.5/can/paired/low_dim_v15.hdf5"
+    url = f"https://huggingface.co/datasets/{HUB}/resolve/main/v1.5/lift/ph/low_dim_v15.hdf5"
+    monkeypatch.setenv("ROBOMIMIC_DATASET_DIR", str(tmp_path))
+    assert locate("lift-ph") == (tmp_path / IDS["lift-ph"], url)
 
 
 def broken(column, change):
@@ -242,17 +259,30 @@ def test_arguments_of_robomimic_files_are_refused_with_others(capsys):
 
 def test_the_file_names_its_environment_and_an_id_of_the_same_one_fits(tmp_path):
     path = write(tmp_path / "data.hdf5", demonstrations())
-    for given, wanted in (({}, "Lift"), ({"env_id": "Lift"}, "Lift"), ({"env_id": "lift-mh"}, "lift-mh")):
-        task = task_of(path, **given)
+    for given, wanted, steps in (("", "Lift", 400), ("Lift", "Lift", 400), ("lift-mh", "lift-mh", 500)):
+        task = task_of(path, **({"env_id": given} if given else {}))
         assert (task.env_name, task.env_id) == ("Lift", wanted)
-        assert (task.eval_episodes, task.processes, task.max_episode_steps) == (50, True, 400)
+        assert (task.eval_episodes, task.processes, task.max_episode_steps) == (50, True, steps)
 
 
-def test_an_id_is_looked_for_in_robomimics_folder(tmp_path, monkeypatch, capsys):
+def test_episodes_are_as_long_as_the_longest_demonstration_or_as_asked_for(tmp_path):
+    path = write(tmp_path / "data.hdf5", demonstrations(lengths=(4, 548, 3)))
+    assert task_of(path).max_episode_steps == 548
+    assert task_of(path, env_id="lift-mh").max_episode_steps == 548
+    assert task_of(path, max_episode_steps=7).max_episode_steps == 7
+
+
+@pytest.mark.parametrize("here", ["1.4.1", "1.5.2"])
+def test_an_id_is_looked_for_in_robomimics_folder(tmp_path, monkeypatch, capsys, here):
     monkeypatch.setenv("ROBOMIMIC_DATASET_DIR", str(tmp_path))
-    path = tmp_path / "lift" / "mg" / "low_dim_dense_v141.hdf5"
-    path.parent.mkdir(parents=True)
-    write(path, demonstrations())
+    monkeypatch.setattr("tasks.robomimic.installed", lambda: here)
+    older, newer = (
+        tmp_path / f"{folder}lift/mg/low_dim_dense_{kind}.hdf5" for folder, kind in (("", "v141"), ("v1.5/", "v15"))
+    )
+    for path in (newer, older):
+        path.parent.mkdir(parents=True)
+        write(path, demonstrations())
+    path = older if here == "1.4.1" else newer
     assert tasks.make("lift-mg-dense").path == path
     with h5py.File(path, "w"):
         pass
@@ -261,15 +291,84 @@ def test_an_id_is_looked_for_in_robomimics_folder(tmp_path, monkeypatch, capsys)
     assert stop.value.code == 2 and "is not a robomimic file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_an_id_is_downloaded_from_the_hub(tmp_path, monkeypatch, capsys, folder):
+    """By the Hub's own client, into the folder or the client's cache; and in one line where it cannot be had."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("tasks.robomimic.installed", lambda: "1.5.2")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.delenv("ROBOMIMIC_DATASET_DIR", raising=False)
+    if folder:
+        monkeypatch.setenv("ROBOMIMIC_DATASET_DIR", str(tmp_path))
+    asked = []
+
+    def download(repository, name, repo_type, local_dir):
+        asked.append((repository, name, repo_type, local_dir))
+        return str(write(tmp_path / "data.hdf5", demonstrations()))
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert tasks.make("lift-ph").path == tmp_path / "data.hdf5"
+    assert asked == [(HUB, "v1.5/lift/ph/low_dim_v15.hdf5", "dataset", str(tmp_path) if folder else None)]
+
+    def refused(*_, **__):
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(hub, "hf_hub_download", refused)
+    with pytest.raises(SystemExit) as stop:
+        tasks.make("lift-ph")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "no network" in error
+    assert f"{HUB}/resolve/main/v1.5/lift/ph/low_dim_v15.hdf5" in error and "--dataset-path" in error
+
+
+def test_an_id_on_robosuite_1_4_without_its_older_file_names_the_command_for_1_5(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ROBOMIMIC_DATASET_DIR", str(tmp_path))
+    monkeypatch.setattr("tasks.robomimic.installed", lambda: "1.4.1")
+    with pytest.raises(SystemExit) as stop:
+        tasks.make("lift-ph")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert INSTALL["1.5"] in error and str(tmp_path / "lift" / "ph" / "low_dim_v141.hdf5") in error
+
+
+COMPOSITE = {"type": "BASIC", "body_parts": {"right": {"type": "OSC_POSE"}}}
+
+
+@pytest.mark.parametrize(
+    "change, here, install",
+    [
+        ({"env_version": "1.4.1"}, "1.5.2", INSTALL["1.4"]),
+        ({"env_version": None}, "1.5.2", INSTALL["1.4"]),  # of before versions were noted
+        ({"env_version": "1.5.1"}, "1.4.1", INSTALL["1.5"]),
+        ({"env_version": None, "env_kwargs": {"controller_configs": COMPOSITE}}, "1.4.1", INSTALL["1.5"]),
+        ({"env_version": "1.2.0"}, "1.5.2", "pip install --no-deps robosuite==1.2"),
+    ],
+)
+def test_a_file_and_a_robosuite_that_do_not_fit_are_one_line_with_the_command(
+    tmp_path, monkeypatch, capsys, change, here, install
+):
+    monkeypatch.setattr("tasks.robomimic.installed", lambda: here)
+    task = task_of(write(tmp_path / "data.hdf5", demonstrations(), ENV_ARGS | change))
+    with pytest.raises(SystemExit) as stop:
+        task.env()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert here in error and error.rstrip().endswith(install)
+
+
 # ---- with robosuite --------------------------------------------------------------------------------------------------
 
 
-def record(path, env_name, steps=3, robots="Panda"):
+def record(path, env_name, steps=3, robots="Panda", **others):
     """A robomimic file of random actions in a robosuite environment, whose observations robosuite itself gives."""
     robosuite = pytest.importorskip("robosuite")
+    if installed().startswith("1.4"):
+        controllers = robosuite.load_controller_config(default_controller="OSC_POSE")
+    else:
+        controllers = robosuite.load_composite_controller_config(controller="BASIC", robot=robots)
     kwargs = {
         "robots": [robots] * (2 if env_name.startswith("TwoArm") else 1),
-        "controller_configs": robosuite.load_controller_config(default_controller="OSC_POSE"),
+        "controller_configs": controllers,
         "has_renderer": False,
         "has_offscreen_renderer": False,
         "use_camera_obs": False,
@@ -293,8 +392,14 @@ def record(path, env_name, steps=3, robots="Panda"):
         "rewards": np.array(rewards),
         "dones": np.arange(steps) == steps - 1,
     }
-    env_args = {"env_name": env_name, "type": 1, "env_version": robosuite.__version__, "env_kwargs": kwargs}
+    env_args = {"env_name": env_name, "type": 1, "env_version": robosuite.__version__, "env_kwargs": kwargs | others}
     return write(path, {"demo_0": demo}, env_args)
+
+
+def read(task, env, **how):
+    """What robosuite itself observes under the task's keys."""
+    seen = env.unwrapped._get_observations(**how)
+    return np.concatenate([seen["object-state" if key == "object" else key] for key in task.observation_keys])
 
 
 @pytest.mark.parametrize(
@@ -309,14 +414,13 @@ def test_the_environment_gives_what_the_file_holds(tmp_path, env_name, capfd):
     assert task.max_episode_steps == (700 if env_name in ("TwoArmTransport", "ToolHang") else 400)
     first, _ = env.reset(seed=3)
     assert first.shape == data["observations"].shape[1:]
-    observation, reward, terminated, truncated, _ = env.step(np.zeros(env.action_space.shape))
-    assert (reward, terminated, truncated) == (0.0, False, False)
-    # the same keys, in the same order, read from the simulator
-    state = env.unwrapped._get_observations(force_update=True)
-    names = ["object-state" if key == "object" else key for key in task.observation_keys]
-    np.testing.assert_allclose(observation, np.concatenate([state[name] for name in names]), atol=1e-6)
+    np.testing.assert_array_equal(first, read(task, env, force_update=True))  # true: to read again changes nothing
     np.testing.assert_array_equal(first, env.reset(seed=3)[0])
     assert np.abs(first - env.reset(seed=4)[0]).max() > 1e-3
+    observation, reward, terminated, truncated, _ = env.step(np.zeros(env.action_space.shape))
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    np.testing.assert_array_equal(observation, read(task, env))  # the same keys, in the same order
+    assert not np.array_equal(observation, first)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")  # no word of robosuite
 
@@ -370,23 +474,189 @@ def test_evaluation_in_processes_is_that_in_one(lift):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"env_version": "1.5.1"}, ["1.5.1", "1.4.1"]),
         ({"env_name": "Juggle"}, ["cannot make Juggle"]),
-        ({"env_kwargs": {"robots": ["Panda"], "lite_physics": True}}, ["1.4.1", "lite_physics"]),
+        ({"env_kwargs": {"robots": ["Panda"], "strange": True}}, [str(installed()), "strange"]),
     ],
 )
 def test_an_environment_that_cannot_be_made_is_one_line_and_code_2(tmp_path, capsys, change, words):
     pytest.importorskip("robosuite")
-    task = task_of(write(tmp_path / "data.hdf5", demonstrations(), ENV_ARGS | change))
+    env_args = ENV_ARGS | {"env_version": installed()} | change
+    task = task_of(write(tmp_path / "data.hdf5", demonstrations(), env_args))
     with pytest.raises(SystemExit) as stop:
         task.env()
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and all(word in error for word in words), error
 
 
-def test_without_robosuite_the_error_has_the_command_that_adds_it(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("version", ["1.4", "1.5"])
+def test_without_robosuite_the_error_has_the_command_that_adds_it(tmp_path, capsys, monkeypatch, version):
+    monkeypatch.setattr("tasks.robomimic.installed", lambda: None)
     monkeypatch.setitem(sys.modules, "robosuite", None)
     with pytest.raises(SystemExit) as stop:
-        task_of(write(tmp_path / "data.hdf5", demonstrations())).env()
+        task_of(write(tmp_path / "data.hdf5", demonstrations(), ENV_ARGS | {"env_version": f"{version}.1"})).env()
     assert stop.value.code == 2
-    assert "pip install --no-deps -r requirements-robosuite.txt" in capsys.readouterr().err
+    assert INSTALL[version] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError("libEGL"), AttributeError("eglQueryDevicesEXT"), RuntimeError("numba")])
+def test_a_robosuite_that_does_not_load_is_one_line_and_code_2(tmp_path, capsys, monkeypatch, error):
+    def broken(name, *_):
+        if name.startswith("robosuite"):
+            raise error
+        return imported(name, *_)
+
+    imported = builtins.__import__
+    path = write(tmp_path / "data.hdf5", demonstrations())
+    monkeypatch.setattr("tasks.robomimic.installed", lambda: "1.4.1")
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(SystemExit) as stop:
+        task_of(path).env()
+    monkeypatch.undo()
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1 and str(error) in line
+
+
+def test_words_of_robomimics_own_among_the_arguments_are_left_out(tmp_path):
+    path = record(tmp_path / "data.hdf5", "Lift", lang="lift the cube", env_lang=None)
+    assert task_of(path).env().reset(seed=0)[0].shape == (19,)
+
+
+def test_observations_that_robosuite_lacks_are_one_line_and_code_2(tmp_path, capsys):
+    pytest.importorskip("robosuite")
+    path = write(
+        tmp_path / "data.hdf5", demonstrations(keys=KEYS | {"robot0_mood": 2}), {**ENV_ARGS, "env_version": installed()}
+    )
+    with pytest.raises(SystemExit) as stop:
+        task_of(path, observation_keys=["robot0_eef_pos", "robot0_mood"]).env()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "robot0_mood" in error
+
+
+def test_both_end_effector_quaternions_can_be_observed_on_1_5(tmp_path):
+    if not (installed() or "").startswith("1.5"):
+        pytest.skip("robosuite 1.5 is not installed")
+    path = record(tmp_path / "data.hdf5", "Lift")
+    keys = ["robot0_eef_quat", "robot0_eef_quat_site"]
+    task = task_of(path, observation_keys=keys)
+    env, data = task.env(), task.dataset()
+    first, _ = env.reset(seed=0)
+    assert first.shape == data["observations"].shape[1:] == (8,)
+    assert np.abs(first[:4] - first[4:]).max() > 0.1
+    assert "robot0_eef_quat" in task_of(path).observation_keys  # the paper's
+
+
+@pytest.mark.parametrize("name", ["lift_v15_scripted", "square_v15_scripted"])
+def test_demonstrations_of_1_5_are_repeated_from_their_seeds(shared_datasets, name):
+    """The file notes the seed that each demonstration was reset with, before any of this was written."""
+    if not (installed() or "").startswith("1.5"):
+        pytest.skip("robosuite 1.5 is not installed")
+    path = shared_datasets / f"{name}.hdf5"
+    task = task_of(path)
+    env = task.env()
+    assert task.max_episode_steps == (500 if name.startswith("square") else 400)
+    with h5py.File(path) as file:
+        for demo in ("demo_1", "demo_10"):
+            demonstration = file["data"][demo]
+            first, _ = env.reset(seed=int(demonstration.attrs["seed"]))
+            seen = np.concatenate([demonstration["obs"][key][0] for key in task.observation_keys])
+            np.testing.assert_allclose(first, seen, atol=1e-6)
+            repeated = [env.step(action)[1] for action in demonstration["actions"][()]]
+            assert max(repeated) == demonstration["rewards"][()].max()
+
+
+def test_a_demonstration_of_1_4_is_repeated_from_its_state(shared_datasets):
+    if not (installed() or "").startswith("1.4"):
+        pytest.skip("robosuite 1.4 is not installed")
+    path = shared_datasets / "lift_scripted_low_dim.hdf5"
+    task = task_of(path)
+    env = task.env()
+    env.reset(seed=0)
+    with h5py.File(path) as file:
+        demonstration = file["data/demo_1"]
+        env.unwrapped.sim.set_state_from_flattened(demonstration["states"][0])
+        env.unwrapped.sim.forward()
+        seen = np.concatenate([demonstration["obs"][key][0] for key in task.observation_keys])
+        np.testing.assert_allclose(read(task, env, force_update=True), seen, atol=1e-6)
+        assert max(env.step(action)[1] for action in demonstration["actions"][()]) == 1.0
+
+
+def test_two_evaluations_with_one_seed_are_equal_and_two_seeds_different(lift):
+    task = task_of(lift, max_episode_steps=3)
+    weights = 0.1 * np.random.default_rng(0).normal(size=(19, 7)).astype(np.float32)
+    starts = []
+
+    def evaluate(seed):
+        starts.clear()
+        result = task.evaluate(lambda observations: starts.append(observations) or observations @ weights, 3, seed)
+        return result, np.stack(starts)
+
+    first, second, other = evaluate(1), evaluate(1), evaluate(2)
+    for key in first[0]:
+        np.testing.assert_array_equal(first[0][key], second[0][key])
+    np.testing.assert_array_equal(first[1], second[1])
+    assert (np.abs(first[1] - other[1]).max(2) > 1e-3).all()
+
+
+@pytest.mark.parametrize("seed", [-1, 20240115, 10**30])
+def test_no_seed_is_refused(lift, seed):
+    task = task_of(lift, max_episode_steps=1)
+    task.processes = False
+    seeds = task.evaluate(lambda observations: np.zeros((len(observations), 7)), 2, seed)["seeds"]
+    assert seeds.tolist() == [10_000 * seed % 2**32, (10_000 * seed + 1) % 2**32]
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_text_are_no_traceback(tmp_path, capsys):
+    path = write(tmp_path / "data.hdf5", demonstrations())
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/obs"].copy("object", file["data/demo_0/obs"], b"robot\xff_eef_pos")
+        file["data"].copy("demo_0", file["data"], b"demo_\xff1")
+    with pytest.raises(SystemExit) as stop:
+        load(path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and str(path) in error
+
+
+@pytest.mark.parametrize("chunks", [None, (100, 7)])
+def test_a_header_that_promises_more_rows_than_are_stored_costs_no_memory(tmp_path, capsys, chunks):
+    path = write(tmp_path / "data.hdf5", demonstrations())
+    with h5py.File(path, "a") as file:
+        del file["data/demo_2/actions"]
+        file["data/demo_2"].create_dataset("actions", (10**9, 7), np.float32, chunks=chunks)
+    with pytest.raises(SystemExit) as stop:
+        load(path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "demo_2" in error and "less of it is stored" in error
+
+
+def test_an_attribute_that_hangs_libhdf5_is_one_line_and_code_2(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path / "data.hdf5", demonstrations())
+
+    def hanging(command, timeout, **_):
+        assert command[-1] == str(path)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hanging)
+    with pytest.raises(SystemExit) as stop:
+        task_of(path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "env_args cannot be read" in error
+
+
+def test_mutated_files_are_data_or_one_line(tmp_path, capsys, monkeypatch):
+    """Bytes flipped and cut off anywhere in the file."""
+    monkeypatch.setattr("tasks.robomimic.check_attribute", lambda path: None)  # a process each, and none hangs here
+    path, rng = write(tmp_path / "data.hdf5", demonstrations(), masks={"train": ["demo_0"]}), np.random.default_rng(0)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(len(damaged), size=rng.integers(1, 20))
+        damaged[places] = rng.integers(256, size=len(places))
+        path.write_bytes(damaged[: len(damaged) if rng.random() < 0.8 else rng.integers(len(damaged))].tobytes())
+        try:
+            load(path, dataset_filter="train")
+        except SystemExit as stop:
+            error = capsys.readouterr().err
+            assert stop.code == 2 and error.count("\n") == 1

@@ -1,0 +1,204 @@
+"""OGBench's single tasks against the package's own reader, registration and environments; files that are not right."""
+
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import tasks
+from tasks.ogbench import DATASETS, IDS, OGBench, known, locate
+
+ogbench = pytest.importorskip("ogbench")
+
+CUBE = "cube-single-play-singletask-v0"
+
+
+def goal(env_id=CUBE):
+    """Where the cube is to go, as the environment itself has it."""
+    env = ogbench.make_env_and_datasets(env_id, env_only=True)
+    env.reset()
+    position = env.unwrapped._data.mocap_pos[0].copy()
+    env.close()
+    return position
+
+
+def play(trajectories=3, length=8, **replaced):
+    """Rows of cube-single play: the second trajectory holds the cube at the goal in rows 3 and 4, and goes on."""
+    rng, count = np.random.default_rng(0), trajectories * length
+    rows = {
+        "observations": rng.normal(size=(count, 28)),
+        "actions": rng.uniform(-0.9, 0.9, (count, 5)),
+        "terminals": np.arange(count) % length == length - 1,
+        "qpos": rng.normal(size=(count, 21)) + 9,
+        "qvel": rng.normal(size=(count, 20)),
+    } | replaced
+    if count > length and "qpos" not in replaced:
+        rows["qpos"][[length + 3, length + 4], 14:17] = goal()
+    return rows
+
+
+def write(path, rows):
+    np.savez_compressed(path, **rows)
+    return path
+
+
+def load(path, env_id=CUBE):
+    task = tasks.make(env_id, str(path))
+    return task, task.dataset()
+
+
+def test_ids_are_of_the_packages_own_registration():
+    """Each of the 47 published datasets of vectors, with its default task and five numbered ones."""
+    suffixes = ("", *(f"-task{number}" for number in range(1, 6)))
+    registered = {name for name in gym.registry if "-singletask" in name and not name.startswith("visual-")}
+    assert {f"{env}-singletask{suffix}-v0" for env in DATASETS for suffix in suffixes} == registered
+    assert sum(map(len, DATASETS.values())) == 47 and len(IDS) == len(set(IDS)) == 47 * 6
+    assert all(known(env_id) and env_id in tasks.ids() for env_id in IDS)
+    for env_id in ("cube-single-play-singletask-task6-v0", "cube-single-play-v0", "visual-scene-play-singletask-v0"):
+        assert not known(env_id)
+
+
+def test_files_are_where_the_package_keeps_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("OGBENCH_DATASET_DIR", raising=False)
+    path, url = locate("puzzle-3x3-noisy-singletask-task4-v0")
+    assert str(path).endswith(".ogbench/data/puzzle-3x3-noisy-v0.npz")
+    assert url == f"{ogbench.utils.DATASET_URL}/puzzle-3x3-noisy-v0.npz"
+    monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path))
+    write(tmp_path / "cube-single-play-v0.npz", play())
+    assert tasks.make(CUBE).path == tmp_path / "cube-single-play-v0.npz"
+
+
+def test_a_missing_dataset_is_downloaded_by_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path))
+
+    def download(names, folder):
+        assert (names, folder) == (["cube-single-play-v0"], str(tmp_path))
+        write(tmp_path / "cube-single-play-v0.npz", play())
+
+    def refused(names, folder):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(ogbench, "download_datasets", refused)
+    with pytest.raises(SystemExit) as stop:
+        tasks.make(CUBE)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "no network" in error
+    assert f"put it at {tmp_path / 'cube-single-play-v0.npz'}" in error
+    monkeypatch.setattr(ogbench, "download_datasets", download)
+    assert len(tasks.make(CUBE).dataset()["ends"]) == 21
+
+
+@pytest.mark.parametrize("env_id", [CUBE, "cube-single-play-singletask-task4-v0"])
+def test_transitions_rewards_and_masks_are_the_packages_own(tmp_path, env_id):
+    path = write(tmp_path / "data.npz", play())
+    write(tmp_path / "data-val.npz", play(1))
+    task, data = load(path, env_id)
+    _, expected, _ = ogbench.make_env_and_datasets(env_id, dataset_path=str(path))
+    for key in ("observations", "next_observations", "actions", "rewards"):
+        np.testing.assert_array_equal(data[key], expected[key])
+    np.testing.assert_array_equal(data["terminals"], 1 - expected["masks"])
+    np.testing.assert_array_equal(data["ends"], expected["terminals"])
+    if env_id == CUBE:  # the second trajectory reaches the goal, and goes on
+        assert np.flatnonzero(data["terminals"]).tolist() == [10, 11]
+        assert np.flatnonzero(data["ends"]).tolist() == [6, 13, 20]
+        assert task.dataset_scores.tolist() == [0.0, 100.0, 0.0]
+        assert set(data["rewards"].tolist()) == {-1.0, 0.0}
+
+
+def test_the_environment_has_the_packages_limit_and_ends_at_success(tmp_path):
+    path = write(tmp_path / "data.npz", play())
+    task = tasks.make(CUBE, path)
+    assert (task.max_episode_steps, task.eval_episodes) == (200, 100)
+    assert task.score(np.array([0.0, 1.0])).tolist() == [0.0, 100.0]
+    assert tasks.make("puzzle-4x5-play-singletask-v0", path).max_episode_steps == 1000
+    task.max_episode_steps = 5
+    env = task.env()
+    first, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(first, env.reset(seed=0)[0])
+    assert [env.step(np.zeros(5))[1:4] for _ in range(5)] == [(0.0, False, False)] * 4 + [(0.0, False, True)]
+    env.reset(seed=0)
+    cube = env.unwrapped._data.joint("object_joint_0")
+    cube.qpos[:3] = env.unwrapped._data.mocap_pos[0]
+    steps = [env.step(np.zeros(5)) for _ in range(2)]
+    assert steps[-1][1:3] == (1.0, True) and steps[-1][4]["success"]
+
+
+def test_evaluations_are_equal_with_one_seed_and_differ_with_two(tmp_path):
+    task = tasks.make(CUBE, write(tmp_path / "data.npz", play()), max_episode_steps=4)
+    weights, starts = np.random.default_rng(0).normal(size=(28, 5)), []
+
+    def evaluate(seed):
+        starts.clear()
+        result = task.evaluate(lambda observations: starts.append(observations) or observations @ weights, 3, seed)
+        assert result["lengths"].tolist() == [4, 4, 4]
+        return np.stack(starts)
+
+    first = evaluate(1)
+    np.testing.assert_array_equal(first, evaluate(1))
+    assert (np.abs(first - evaluate(-1)).max(2) > 1e-3).all()  # below 0, which the environment itself refuses
+
+
+def changed(key, change):
+    rows = play()
+    rows[key] = change(rows[key])
+    return rows
+
+
+BAD_FILES = {
+    "terminals are not 1 at the last": changed("terminals", np.zeros_like),
+    "'qpos'": {key: values for key, values in play().items() if key != "qpos"},
+    "actions is not a file": {key: values for key, values in play().items() if key != "actions"},
+    "actions has a NaN": changed("actions", lambda values: np.where(np.arange(24)[:, None] == 2, np.nan, values)),
+    "ends is 0.5": changed("terminals", lambda values: np.where(np.arange(24) == 3, 0.5, values)),
+    "observations have shape (27,)": changed("observations", lambda values: values[:, 1:]),
+    "OGBench's layout": changed("actions", lambda values: values[1:]),
+    "allow_pickle": changed("actions", lambda values: values.astype(object)),
+    "layout: ": {key: values[:0] for key, values in play().items()},
+}
+
+
+@pytest.mark.parametrize("message", BAD_FILES)
+def test_bad_files_end_with_one_line_and_code_2(tmp_path, capsys, message):
+    path = write(tmp_path / "data.npz", BAD_FILES[message])
+    with pytest.raises(SystemExit) as stop:
+        load(path)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error and str(path) in error
+
+
+def test_mutated_files_are_data_or_one_line(tmp_path, capsys, monkeypatch):
+    path, rng = write(tmp_path / "data.npz", play()), np.random.default_rng(0)
+    whole, env = path.read_bytes(), tasks.make(CUBE, path).make_env()
+    monkeypatch.setattr(OGBench, "make_env", lambda *_: env)  # one for all, since it is slow to make
+    for _ in range(200):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(len(damaged), size=rng.integers(1, 20))
+        damaged[places] = rng.integers(256, size=len(places))
+        path.write_bytes(damaged[: len(damaged) if rng.random() < 0.8 else rng.integers(len(damaged))].tobytes())
+        try:
+            load(path)
+        except SystemExit as stop:
+            error = capsys.readouterr().err
+            assert stop.code == 2 and error.count("\n") == 1
+
+
+def test_own_data_may_have_any_name_and_other_ids_are_refused(tmp_path, capsys):
+    path = write(tmp_path / "data.npz", play())
+    assert tasks.make("cube-single-mine-singletask-task2-v0", path).max_episode_steps == 200
+    for args in ((CUBE.replace("cube", "cupe"), path), (CUBE, tmp_path / "none.npz"), ("hopper-medium-v2", path)):
+        with pytest.raises(SystemExit) as stop:
+            tasks.make(*args)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        tasks.make(CUBE, path, dataset_filter="train")
+    assert "are for robomimic's files" in capsys.readouterr().err
+
+
+def test_without_the_package_the_error_has_the_command_that_adds_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ogbench", None)
+    with pytest.raises(SystemExit) as stop:
+        tasks.make(CUBE, write(tmp_path / "data.npz", {"terminals": np.ones(1)}))
+    assert stop.value.code == 2 and "pip install ogbench==1.2.2" in capsys.readouterr().err
