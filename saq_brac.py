@@ -220,7 +220,8 @@ class Run:
         known["args"] = self.flags = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
         write_file(self.folder / "args.json", lambda path: path.write_text(json.dumps(known, indent=2)))
         if args.track:
-            import_module("wandb").init(project="saq", dir=self.folder, config=self.flags, sync_tensorboard=True)
+            about = {"project": "saq", "name": self.folder.name, "dir": self.folder, "config": self.flags}
+            import_module("wandb").init(**about, sync_tensorboard=True)
         self.writer = SummaryWriter(self.folder)
         self.save()
         again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"

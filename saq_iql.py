@@ -4,8 +4,7 @@
     behavior    mean -log pi_b(c|s)
     V           mean |expectile - 1(u < 0)| u^2,  u = Q_target(s, c) - V(s)
     Q           mean (Q(s, c) - r - gamma (1 - terminal) V(s'))^2,  Q_target follows Q by Polyak averaging
-    policy      pi(k|s) = softmax_k (Q(s, k) / temperature + log pi_b(k|s))
-    action      sum_k pi(k|s) decode(s, k)
+    policy      pi(k|s) = softmax_k (Q(s, k) / temperature + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
 Continuous IQL fits its policy pi ~ pi_b exp((Q - V) / temperature) to an actor by weighted regression. Over K codes it
 is a softmax of K terms: there is no actor, and the temperature can be chosen after training. With n-step targets, r is
@@ -224,7 +223,8 @@ class Run:
         known["args"] = self.flags = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
         write_file(self.folder / "args.json", lambda path: path.write_text(json.dumps(known, indent=2)))
         if args.track:
-            import_module("wandb").init(project="saq", dir=self.folder, config=self.flags, sync_tensorboard=True)
+            about = {"project": "saq", "name": self.folder.name, "dir": self.folder, "config": self.flags}
+            import_module("wandb").init(**about, sync_tensorboard=True)
         self.writer = SummaryWriter(self.folder)
         self.save()
         again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"

@@ -216,6 +216,16 @@ def uninterrupted(tmp_path_factory):
     return run_once
 
 
+def wait_for(process, folder, phase, step):
+    """Wait until the only run in the folder has a checkpoint of this step of the phase."""
+    done = 0
+    while done < step:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+        for path in folder.glob("runs/*/checkpoint.pt"):
+            done = torch.load(path, weights_only=True)["steps_done"].get(phase, 0)
+
+
 @pytest.mark.parametrize(
     "algorithm, phase",
     [
@@ -233,12 +243,7 @@ def test_killed_in_any_phase_and_resumed_gives_the_same_bits(uninterrupted, tmp_
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = command(*longer(*case), algorithm=algorithm)
     process = subprocess.Popen(child, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-    done = 0
-    while done < 300:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.02)
-        for path in tmp_path.glob("runs/*/checkpoint.pt"):
-            done = torch.load(path, weights_only=True)["steps_done"].get(phase, 0)
+    wait_for(process, tmp_path, phase, 300)
     process.send_signal(signal.SIGKILL)
     process.wait()
     folder = only_run(tmp_path / "runs")
@@ -426,12 +431,13 @@ def test_bad_input_is_one_line_and_exit_code_2(runs_of, finished, tmp_path, case
 
 
 def test_a_killed_run_resumed_has_no_step_twice_in_its_curves(uninterrupted, tmp_path):
-    """Kept are only the curves of what a checkpoint holds; the run was killed between two of them."""
-    pipes = {"stdout": subprocess.PIPE, "env": os.environ | {"OMP_NUM_THREADS": "1"}}  # else other bits
-    process = subprocess.Popen(command(*longer("saq_cql")), cwd=tmp_path, text=True, **pipes)
-    while not process.stdout.readline().startswith("rl 1000/"):
-        pass
+    """Curves are written with checkpoints; this run is killed between two of them."""
+    process = subprocess.Popen(
+        command(*longer("saq_cql")), cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    wait_for(process, tmp_path, "rl", 1100)
     process.kill()
+    process.wait()
     folder = only_run(tmp_path / "runs")
     run("--resume", folder)
     curves = []
