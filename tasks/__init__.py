@@ -77,7 +77,7 @@ def find(env_id: str, path: Path | None, dataset_filter: str | None, observation
             env_id = name
         elif env_id != name and (source is not robomimic or robomimic.env_name(env_id) != name):
             fail(f"{path} is of robosuite's {name}, not of --env-id {env_id}; leave --env-id out")
-        return robomimic.Robomimic(env_id, path, dataset_filter, observation_keys)
+        return robomimic.Robomimic(env_id, path, dataset_filter, observation_keys, header)
     if observation_keys or dataset_filter:
         fail("--observation-keys and --dataset-filter are for robomimic's files")
     if source is robomimic:

@@ -141,10 +141,15 @@ class Robomimic(Task):
     min_return, max_return, eval_episodes, processes = 0.0, 1.0, 50, True
 
     def __init__(
-        self, env_id: str, path: Path, dataset_filter: str | None = None, observation_keys: list[str] | None = None
+        self,
+        env_id: str,
+        path: Path,
+        dataset_filter: str | None = None,
+        observation_keys: list[str] | None = None,
+        header: tuple[dict, list[str], int] | None = None,  # what `read_header` has read already
     ):
         self.env_id, self.path, self.dataset_filter = env_id, path, dataset_filter
-        self.env_args, names, longest = read_header(path)
+        self.env_args, names, longest = header or read_header(path)
         self.env_name = self.env_args["env_name"]
         self.max_episode_steps = max(horizon(self.env_name, env_id), longest)
         robots = sorted({key.split("_")[0] for key in names if key.startswith("robot")})
