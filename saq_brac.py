@@ -2,46 +2,46 @@
 
     code        c = encode(s, a), looked up: computed once per transition
     behavior    mean -log pi_b(c|s)
-    target      y = r + gamma (1 - terminal) alpha logsumexp_k (Q_target(s', k) / alpha + log pi_b(k|s'))
-    loss        mean (Q(s, c) - y)^2,  Q_target follows Q by Polyak averaging
-    policy      pi(k|s) = softmax_k (Q(s, k) / alpha + log pi_b(k|s))
-    action      sum_k pi(k|s) decode(s, k)
+    target      y = R + gamma^n (1 - terminal) alpha logsumexp_k (Q_target(s', k) / alpha + log pi_b(k|s'))
+    loss        mean (Q(s, c) - y)^2,  Q_target a Polyak average of Q,  R = sum_{i<n} gamma^i r_i,  s' after n steps
+    policy      pi(k|s) = softmax_k (Q(s, k) / alpha + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
 BRAC's policy maximizes E_pi[Q] - alpha KL(pi || pi_b), and its value penalty charges the same KL in the backup. Over K
-codes, with Z(s) = sum_k pi_b(k|s) exp (Q(s, k) / alpha) and pi*(k|s) = pi_b(k|s) exp (Q(s, k) / alpha) / Z(s),
-    E_pi[Q] - alpha KL(pi || pi_b) = alpha log Z - alpha KL(pi || pi*)
-is largest at pi = pi*, with value alpha log Z(s): no actor, no sampled KL. alpha to 0 is Q-learning over the support of
-pi_b, alpha to infinity evaluates pi_b. With n-step targets, r is the discounted sum of n rewards, s' follows the last.
+codes that is alpha log Z - alpha KL(pi || pi*), with Z(s) = sum_k pi_b(k|s) exp (Q(s, k) / alpha) and pi* the policy
+above: largest at pi = pi*, where it is alpha log Z: no actor, no sampled KL. Small alpha: Q-learning, large: pi_b.
 
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4
     Wu et al., *Behavior Regularized Offline Reinforcement Learning*, 2019, section 3
 
-    python saq_brac.py                              # the demo in this repository: a robot arm picks and places
-    python saq_brac.py --env-id hopper-medium-v2    # or another id that `python -m tasks` lists
+    python saq_brac.py --env-id hopper-medium-v2    # or what else `python -m tasks` lists; without an id: a demo
 """
 
 import copy
 import json
-import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
-from importlib import import_module, metadata, util
+from importlib import import_module, metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Literal, NamedTuple, get_type_hints
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports and the loading of data without a word
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from filelock import FileLock
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, train_vqvae, write_file
+from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file, train_vqvae, write_file
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
@@ -62,7 +62,7 @@ class Method(NamedTuple):
     bc_steps: Annotated[int, (0, np.inf)] = 3000  # gradient steps of the behavior policy over codes
     total_steps: Count = 3000  # gradient steps of Q
     batch_size: Count = 256  # transitions per gradient step
-    codebook_size: Count = 64  # K, the number of codes
+    codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
@@ -78,14 +78,11 @@ class Method(NamedTuple):
     acting: Literal["mean", "greedy", "sampled"] = "mean"  # decode the policy's mean, most probable code, or a sample
 
 
-class Evaluation(NamedTuple):
+class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
     eval_episodes: Count = 10  # episodes of each
     final_eval_episodes: Annotated[int | None, (1, np.inf)] = None  # after the last step; default 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
-
-
-class Running(NamedTuple):
     seed: int = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
     compile: bool = False  # compile the losses with torch.compile
@@ -119,7 +116,7 @@ def brac_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float) -> 
     Args:
         q, q_target: map observations to values (B, K) of the codes.
         batch: `observations`, `next_observations` (B, observation_dim); `codes` (B,) int64; `returns`,
-            `discounts` (B,); `next_log_pi_b` (B, K), log pi_b at the next observations.
+            `discounts` (B,); `next_log_pi_b` (B, K)
 
     Returns `loss` to minimize and `q_values`, the mean Q of the codes, scalars.
     """
@@ -151,38 +148,39 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
 
 
 def load_task(args):
-    """The dataset and the task that evaluates: all that this file takes from `tasks`. For data of your own return
+    """The dataset and its task, all that this file takes from `tasks`. For data of your own return
 
     data: a dict of arrays, a row a transition in order of time: `observations`, `next_observations` (N, o), `actions`
         (N, a) in [-1, 1], `rewards`, `terminals` (N,) float32; `ends` (N,) bool, where trajectories end for any reason
-    task: an object with `max_episode_steps`, `dataset_scores` (N,), `evaluate(policy, episodes, seed, video)`, of a
-        policy from (B, o) to (B, a), a dict of arrays `returns`, `lengths`, `scores`, and `print_scores(scores)`
+    task: an object with `max_episode_steps`, `dataset_scores` (E,), `print_scores(scores)`, and `evaluate(policy,
+        episodes, seed, video)`, of a policy from (B, o) to (B, a): a dict of arrays `returns`, `lengths`, `scores`
     """
     import tasks
 
     task = tasks.make(**{name: getattr(args, name) for name in Data._fields}, video=args.capture_video)
-    args.env_id = task.env_id  # a robomimic file names its own
     data = task.dataset()
     print(task.describe(data))
+    vars(args).update(task.facts)  # env_id, for a robomimic file names its own; what -1 and 1 stand for; checksums
     return data, task
 
 
 def fail(message):
-    print("error:", *message.split(), file=sys.stderr)
+    print("error:", *str(message).split(), file=sys.stderr)
     raise SystemExit(2)
 
 
 def parse_args(method):
     """The command line within its bounds, as a flat namespace. `--resume RUN` puts the words of that run before it."""
-    groups = {"data": Data, "method": method, "evaluation": Evaluation, "running": Running}
-    for group in groups.values():
-        group.__doc__ = None  # or --help shows the signature that NamedTuple puts there
+    traceback = sys.excepthook  # but for the machine's faults: a full disk, a folder that cannot be written
+    sys.excepthook = lambda kind, *error: fail(error[0]) if issubclass(kind, OSError) else traceback(kind, *error)
+    groups = {"data": Data, "method": method, "running": Running}
+    Data.__doc__ = method.__doc__ = Running.__doc__ = None  # or --help shows the signatures that NamedTuple puts there
     config, about = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone), sys.modules["__main__"].__doc__
     read = partial(tyro.cli, NamedTuple("Args", groups.items()), description=about, config=config)
     parts, words = read(), sys.argv[1:]
     if run := parts.running.resume:
         try:
-            script, *saved = json.loads(Path(run, "args.json").read_text())["command"]
+            script, *saved = map(str, json.loads(Path(run, "args.json").read_text())["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"--resume {run}: not the folder of a run ({error})")
         if Path(script).name != Path(sys.argv[0]).name or any(word.startswith("--vqvae-path") for word in words):
@@ -195,11 +193,9 @@ def parse_args(method):
             low, high = getattr(hint, "__metadata__", [(value, value)])[0]
             if value is not None and not low <= value <= high:
                 fail(f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, it is {value}")
-    if args.track and util.find_spec("wandb") is None:
-        fail("--track needs Weights & Biases: pip install wandb")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
-    if args.compile and subprocess.getstatusoutput(f"{os.environ.get('CXX', 'c++')} --version")[0]:
+    if args.compile and subprocess.getstatusoutput("${CXX:-c++} --version")[0]:
         fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
     return args
 
@@ -215,16 +211,20 @@ class Run:
         name = f"{args.env_id.replace('/', '_')}__{self.algorithm}__{args.seed}__{time.time_ns()}"
         self.folder = Path(args.resume or Path(args.runs_dir, name))
         self.load() if args.resume else self.folder.mkdir(parents=True)
+        self.lock = FileLock(self.folder / "lock", timeout=0).acquire()  # an OSError, where another process writes here
         known = {"command": args.command, "versions": {d.name: d.version for d in metadata.distributions()}}
         known["git_commit"] = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
         known["args"] = self.flags = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
-        write_file(self.folder / "args.json", lambda path: path.write_text(json.dumps(known, indent=2)))
+        write_file(self.folder / "args.json", lambda file: file.write(json.dumps(known, indent=2).encode()))
         if args.track:
             about = {"project": "saq", "name": self.folder.name, "dir": self.folder, "config": self.flags}
-            import_module("wandb").init(**about, sync_tensorboard=True)
+            try:
+                import_module("wandb").init(**about, sync_tensorboard=True)
+            except Exception as error:  # not installed, no key, no network
+                fail(f"--track: {error}; pip install wandb, then wandb login")
         self.writer = SummaryWriter(self.folder)
         self.save()
-        again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"
+        again = f"interrupted; to continue: {shlex.join(['python', sys.argv[0], '--resume', str(self.folder)])}"
         signal.signal(signal.SIGINT, lambda *_: setattr(self, "interrupted", again))  # no error amid a step or a file
         print(*(f"{k} {v}," for k, v in self.flags.items() if k.endswith("_steps") and v), "writing to", self.folder)
 
@@ -232,6 +232,7 @@ class Run:
         states = {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}
         states["optimizers"] = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
         states |= {"steps_done": self.steps_done, "episodes": self.episodes, "seconds": time.time() - self.start}
+        states["dataset"] = vars(self.args).get("dataset")
         write_file(self.folder / "checkpoint.pt", partial(torch.save, states))
         while self.curves:  # only now, so that a resumed run writes no step twice
             self.writer.add_scalar(*self.curves.pop(0))
@@ -239,16 +240,20 @@ class Run:
 
     def load(self):
         try:
-            saved = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+            saved = read_file(self.folder / "checkpoint.pt")
+            if saved["dataset"] != vars(self.args).get("dataset"):
+                raise ValueError("it is of another dataset")
             self.networks.load_state_dict(saved["networks"])
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # at the rates of this command
+                [moment.expand_as(weight) for weight, state in optimizer.state.items() for moment in state.values()]
             if len(saved["generator"]) == len(self.generator.get_state()):  # else another device's: draws begin anew
                 self.generator.set_state(saved["generator"])
-            self.steps_done, self.episodes = saved["steps_done"], saved["episodes"]
+            self.steps_done = {phase: int(steps) for phase, steps in saved["steps_done"].items()}
+            self.episodes = {name: list(values) for name, values in saved["episodes"].items()}
             self.start -= saved["seconds"]
         except Exception as error:  # a damaged file fails in many ways
-            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of another architecture ({error!r:.200})")
+            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of another command ({error!r:.200})")
 
     def steps(self, phase, total, tag):
         """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
@@ -279,14 +284,13 @@ class Run:
         def act(observations):
             if self.interrupted:
                 sys.exit(self.interrupted)
-            observations = torch.as_tensor(observations, dtype=torch.float32, device=generator.device)
-            return policy(observations, acting, generator).cpu().numpy()
+            return policy(torch.as_tensor(observations, device=generator.device), acting, generator).cpu().numpy()
 
         result = self.task.evaluate(act, episodes, self.args.seed, video)
         if step is not None:
             for name, values in {"step": np.full(len(result["scores"]), step), **result}.items():
                 self.episodes.setdefault(name, []).extend(np.asarray(values).tolist())
-            write_file(self.folder / "eval.npz", lambda path: np.savez(path, **self.episodes))
+            write_file(self.folder / "eval.npz", lambda file: np.savez(file, **self.episodes))
             tags = {"normalized_score": "scores", "episodic_return": "returns", "episodic_length": "lengths"}
             self.curves += [(f"eval/{tag}", np.mean(result[name]), step) for tag, name in tags.items()]
         return np.asarray(result["scores"]).tolist()
@@ -303,7 +307,7 @@ class Run:
         result |= {"normalized_score": np.mean(scores[args.acting]), "normalized_scores": scores[args.acting]}
         result |= {"dataset_normalized_return": np.mean(self.task.dataset_scores), "total_steps": args.total_steps}
         result |= {"training_seconds": trained, "wall_clock_seconds": time.time() - self.start}
-        write_file(self.folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2)))
+        write_file(self.folder / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
         for curve in self.curves:  # not in the checkpoint: a finished run that goes on evaluates again
             self.writer.add_scalar(*curve)
         self.writer.close()
@@ -321,10 +325,7 @@ if __name__ == "__main__":
     observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
-        try:
-            vqvae.load_weights(args.vqvae_path)
-        except (OSError, ValueError) as error:
-            fail(f"--vqvae-path: {error}")
+        vqvae.load_weights(args.vqvae_path)
     network = partial(mlp, vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm)
     behavior, q = network().to(device), network().to(device)
     vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
@@ -334,20 +335,17 @@ if __name__ == "__main__":
     networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "behavior": behavior, "q": q}
     networks |= {"behavior_acting": behavior_acting, "q_target": q_target, "q_acting": q_acting}
     run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, behavior_adam, q_adam], generator)
-    if args.compile:
-        brac_loss = torch.compile(brac_loss)
+    loss = torch.compile(brac_loss) if args.compile else brac_loss
 
-    def policy(observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
-        log_pi_b = behavior_acting(observations).log_softmax(1)
-        logits = policy_logits(q_acting(observations), log_pi_b, args.alpha)
-        return vqvae.act(observations, logits, acting, generator)
+    def policy(seen: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
+        logits = policy_logits(q_acting(seen), behavior_acting(seen).log_softmax(1), args.alpha)
+        return vqvae.act(seen, logits, acting, generator)
 
     # The codebook, and the code of every action, once.
     if not args.vqvae_path:
-        train = partial(train_vqvae, learner=vqvae_learner, optimizer=vqvae_adam, generator=generator)
         settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
-        settings["on_step"] = lambda step, metrics: run.metrics.update(metrics)
-        train(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
+        settings |= dict(learner=vqvae_learner, optimizer=vqvae_adam, generator=generator, on_step=run.metrics.update)
+        train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
@@ -357,11 +355,11 @@ if __name__ == "__main__":
     @cuda_graph(behavior_adam, generator)
     def behavior_step() -> Batch:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        loss = F.cross_entropy(behavior(observations[rows]), codes[rows])
+        cross_entropy = F.cross_entropy(behavior(observations[rows]), codes[rows])
         behavior_adam.zero_grad()
-        loss.backward()
+        cross_entropy.backward()
         behavior_adam.step()
-        return {"loss": loss.detach()}
+        return {"loss": cross_entropy.detach()}
 
     for step in run.steps("bc", args.bc_steps, "losses/bc_"):
         run.metrics = behavior_step()
@@ -382,7 +380,7 @@ if __name__ == "__main__":
     @cuda_graph(q_adam, generator)
     def q_step() -> Batch:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        metrics = brac_loss(q, q_target, {name: column[rows] for name, column in transitions.items()}, args.alpha)
+        metrics = loss(q, q_target, {name: column[rows] for name, column in transitions.items()}, args.alpha)
         q_adam.zero_grad()
         metrics["loss"].backward()
         q_adam.step()
@@ -396,4 +394,7 @@ if __name__ == "__main__":
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 
     facts = {"vqvae": quality, "reward_scale": scale, "gamma": gamma, "n_step": n_step}
+    if held_out := [torch.from_numpy(column).to(device) for column in getattr(task, "held_out", ())]:
+        facts["held_out"] = vqvae.evaluate(*held_out, behavior_acting(held_out[0]))
+        print("held out:", ", ".join(f"{name} {value:.4g}" for name, value in facts["held_out"].items()))
     run.finish(policy, ("mean", "greedy", "sampled"), {"q": q_acting, "behavior": behavior_acting}, facts)

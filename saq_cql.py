@@ -1,44 +1,46 @@
 """SAQ-CQL: conservative Q-learning on the codes of a state-conditioned action VQ-VAE.
 
     code        c = encode(s, a), looked up: computed once per transition
-    target      y = r + gamma (1 - terminal) sum_k pi_target(k|s') Q_target(s', k)
-    loss        mean (Q(s, c) - y)^2 + alpha * mean (T logsumexp_k (Q(s, k) / T) - Q(s, c))
+    target      y = R + gamma^n (1 - terminal) sum_k pi_target(k|s') Q_target(s', k),  R = sum_{i<n} gamma^i r_i
+    loss        mean (Q(s, c) - y)^2 + alpha * mean (T logsumexp_k (Q(s, k) / T) - Q(s, c)),  s' after n steps
     policy      pi(k|s) = softmax_k (Q(s, k) / T),  pi_target likewise of Q_target
     action      sum_k pi(k|s) decode(s, k)
 
 Over K codes log-sum-exp and expectation are sums of K terms, where continuous CQL samples actions. The regularizer is T
-times the cross-entropy of pi on the data's codes, so alpha says how closely the policy imitates. With n-step targets, r
-is the discounted sum of n rewards, s' follows the last of them, and gamma stands for gamma^n.
+times the cross-entropy of pi on the data's codes, so alpha says how closely the policy imitates.
 
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4
     Kumar et al., *Conservative Q-Learning for Offline Reinforcement Learning*, NeurIPS 2020, equation 4
 
-    python saq_cql.py                              # the demo in this repository: a robot arm picks and places
-    python saq_cql.py --env-id hopper-medium-v2    # or another id that `python -m tasks` lists
+    python saq_cql.py --env-id hopper-medium-v2    # or what else `python -m tasks` lists; without an id: a demo
 """
 
 import copy
 import json
-import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
-from importlib import import_module, metadata, util
+from importlib import import_module, metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Literal, NamedTuple, get_type_hints
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports and the loading of data without a word
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from filelock import FileLock
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, train_vqvae, write_file
+from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file, train_vqvae, write_file
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
@@ -58,7 +60,7 @@ class Method(NamedTuple):
     vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, in place of training one
     total_steps: Count = 6000  # gradient steps of Q
     batch_size: Count = 256  # transitions per gradient step
-    codebook_size: Count = 64  # K, the number of codes
+    codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for Q
@@ -76,14 +78,11 @@ class Method(NamedTuple):
     acting: Literal["mean", "greedy", "sampled"] = "mean"  # decode the policy's mean, most probable code, or a sample
 
 
-class Evaluation(NamedTuple):
+class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
     eval_episodes: Count = 10  # episodes of each
     final_eval_episodes: Annotated[int | None, (1, np.inf)] = None  # after the last step; default 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
-
-
-class Running(NamedTuple):
     seed: int = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
     compile: bool = False  # compile the losses with torch.compile
@@ -148,38 +147,39 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
 
 
 def load_task(args):
-    """The dataset and the task that evaluates: all that this file takes from `tasks`. For data of your own return
+    """The dataset and its task, all that this file takes from `tasks`. For data of your own return
 
     data: a dict of arrays, a row a transition in order of time: `observations`, `next_observations` (N, o), `actions`
         (N, a) in [-1, 1], `rewards`, `terminals` (N,) float32; `ends` (N,) bool, where trajectories end for any reason
-    task: an object with `max_episode_steps`, `dataset_scores` (N,), `evaluate(policy, episodes, seed, video)`, of a
-        policy from (B, o) to (B, a), a dict of arrays `returns`, `lengths`, `scores`, and `print_scores(scores)`
+    task: an object with `max_episode_steps`, `dataset_scores` (E,), `print_scores(scores)`, and `evaluate(policy,
+        episodes, seed, video)`, of a policy from (B, o) to (B, a): a dict of arrays `returns`, `lengths`, `scores`
     """
     import tasks
 
     task = tasks.make(**{name: getattr(args, name) for name in Data._fields}, video=args.capture_video)
-    args.env_id = task.env_id  # a robomimic file names its own
     data = task.dataset()
     print(task.describe(data))
+    vars(args).update(task.facts)  # env_id, for a robomimic file names its own; what -1 and 1 stand for; checksums
     return data, task
 
 
 def fail(message):
-    print("error:", *message.split(), file=sys.stderr)
+    print("error:", *str(message).split(), file=sys.stderr)
     raise SystemExit(2)
 
 
 def parse_args(method):
     """The command line within its bounds, as a flat namespace. `--resume RUN` puts the words of that run before it."""
-    groups = {"data": Data, "method": method, "evaluation": Evaluation, "running": Running}
-    for group in groups.values():
-        group.__doc__ = None  # or --help shows the signature that NamedTuple puts there
+    traceback = sys.excepthook  # but for the machine's faults: a full disk, a folder that cannot be written
+    sys.excepthook = lambda kind, *error: fail(error[0]) if issubclass(kind, OSError) else traceback(kind, *error)
+    groups = {"data": Data, "method": method, "running": Running}
+    Data.__doc__ = method.__doc__ = Running.__doc__ = None  # or --help shows the signatures that NamedTuple puts there
     config, about = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone), sys.modules["__main__"].__doc__
     read = partial(tyro.cli, NamedTuple("Args", groups.items()), description=about, config=config)
     parts, words = read(), sys.argv[1:]
     if run := parts.running.resume:
         try:
-            script, *saved = json.loads(Path(run, "args.json").read_text())["command"]
+            script, *saved = map(str, json.loads(Path(run, "args.json").read_text())["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"--resume {run}: not the folder of a run ({error})")
         if Path(script).name != Path(sys.argv[0]).name or any(word.startswith("--vqvae-path") for word in words):
@@ -192,11 +192,9 @@ def parse_args(method):
             low, high = getattr(hint, "__metadata__", [(value, value)])[0]
             if value is not None and not low <= value <= high:
                 fail(f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, it is {value}")
-    if args.track and util.find_spec("wandb") is None:
-        fail("--track needs Weights & Biases: pip install wandb")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
-    if args.compile and subprocess.getstatusoutput(f"{os.environ.get('CXX', 'c++')} --version")[0]:
+    if args.compile and subprocess.getstatusoutput("${CXX:-c++} --version")[0]:
         fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
     return args
 
@@ -212,16 +210,20 @@ class Run:
         name = f"{args.env_id.replace('/', '_')}__{self.algorithm}__{args.seed}__{time.time_ns()}"
         self.folder = Path(args.resume or Path(args.runs_dir, name))
         self.load() if args.resume else self.folder.mkdir(parents=True)
+        self.lock = FileLock(self.folder / "lock", timeout=0).acquire()  # an OSError, where another process writes here
         known = {"command": args.command, "versions": {d.name: d.version for d in metadata.distributions()}}
         known["git_commit"] = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
         known["args"] = self.flags = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
-        write_file(self.folder / "args.json", lambda path: path.write_text(json.dumps(known, indent=2)))
+        write_file(self.folder / "args.json", lambda file: file.write(json.dumps(known, indent=2).encode()))
         if args.track:
             about = {"project": "saq", "name": self.folder.name, "dir": self.folder, "config": self.flags}
-            import_module("wandb").init(**about, sync_tensorboard=True)
+            try:
+                import_module("wandb").init(**about, sync_tensorboard=True)
+            except Exception as error:  # not installed, no key, no network
+                fail(f"--track: {error}; pip install wandb, then wandb login")
         self.writer = SummaryWriter(self.folder)
         self.save()
-        again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"
+        again = f"interrupted; to continue: {shlex.join(['python', sys.argv[0], '--resume', str(self.folder)])}"
         signal.signal(signal.SIGINT, lambda *_: setattr(self, "interrupted", again))  # no error amid a step or a file
         print(*(f"{k} {v}," for k, v in self.flags.items() if k.endswith("_steps") and v), "writing to", self.folder)
 
@@ -229,6 +231,7 @@ class Run:
         states = {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}
         states["optimizers"] = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
         states |= {"steps_done": self.steps_done, "episodes": self.episodes, "seconds": time.time() - self.start}
+        states["dataset"] = vars(self.args).get("dataset")
         write_file(self.folder / "checkpoint.pt", partial(torch.save, states))
         while self.curves:  # only now, so that a resumed run writes no step twice
             self.writer.add_scalar(*self.curves.pop(0))
@@ -236,16 +239,20 @@ class Run:
 
     def load(self):
         try:
-            saved = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+            saved = read_file(self.folder / "checkpoint.pt")
+            if saved["dataset"] != vars(self.args).get("dataset"):
+                raise ValueError("it is of another dataset")
             self.networks.load_state_dict(saved["networks"])
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # at the rates of this command
+                [moment.expand_as(weight) for weight, state in optimizer.state.items() for moment in state.values()]
             if len(saved["generator"]) == len(self.generator.get_state()):  # else another device's: draws begin anew
                 self.generator.set_state(saved["generator"])
-            self.steps_done, self.episodes = saved["steps_done"], saved["episodes"]
+            self.steps_done = {phase: int(steps) for phase, steps in saved["steps_done"].items()}
+            self.episodes = {name: list(values) for name, values in saved["episodes"].items()}
             self.start -= saved["seconds"]
         except Exception as error:  # a damaged file fails in many ways
-            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of another architecture ({error!r:.200})")
+            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of another command ({error!r:.200})")
 
     def steps(self, phase, total, tag):
         """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
@@ -276,14 +283,13 @@ class Run:
         def act(observations):
             if self.interrupted:
                 sys.exit(self.interrupted)
-            observations = torch.as_tensor(observations, dtype=torch.float32, device=generator.device)
-            return policy(observations, acting, generator).cpu().numpy()
+            return policy(torch.as_tensor(observations, device=generator.device), acting, generator).cpu().numpy()
 
         result = self.task.evaluate(act, episodes, self.args.seed, video)
         if step is not None:
             for name, values in {"step": np.full(len(result["scores"]), step), **result}.items():
                 self.episodes.setdefault(name, []).extend(np.asarray(values).tolist())
-            write_file(self.folder / "eval.npz", lambda path: np.savez(path, **self.episodes))
+            write_file(self.folder / "eval.npz", lambda file: np.savez(file, **self.episodes))
             tags = {"normalized_score": "scores", "episodic_return": "returns", "episodic_length": "lengths"}
             self.curves += [(f"eval/{tag}", np.mean(result[name]), step) for tag, name in tags.items()]
         return np.asarray(result["scores"]).tolist()
@@ -300,7 +306,7 @@ class Run:
         result |= {"normalized_score": np.mean(scores[args.acting]), "normalized_scores": scores[args.acting]}
         result |= {"dataset_normalized_return": np.mean(self.task.dataset_scores), "total_steps": args.total_steps}
         result |= {"training_seconds": trained, "wall_clock_seconds": time.time() - self.start}
-        write_file(self.folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2)))
+        write_file(self.folder / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
         for curve in self.curves:  # not in the checkpoint: a finished run that goes on evaluates again
             self.writer.add_scalar(*curve)
         self.writer.close()
@@ -318,28 +324,23 @@ if __name__ == "__main__":
     observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
-        try:
-            vqvae.load_weights(args.vqvae_path)
-        except (OSError, ValueError) as error:
-            fail(f"--vqvae-path: {error}")
+        vqvae.load_weights(args.vqvae_path)
     q = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
     vqvae_learner, q_target, q_acting = map(copy.deepcopy, (vqvae, q, q))
     vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)
     q_adam = torch.optim.AdamW(q.parameters(), args.learning_rate, weight_decay=args.weight_decay, fused=True)
     networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "q": q, "q_target": q_target, "q_acting": q_acting}
     run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, q_adam], generator)
-    if args.compile:
-        cql_loss = torch.compile(cql_loss)
+    loss = torch.compile(cql_loss) if args.compile else cql_loss
 
     def policy(observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         return vqvae.act(observations, q_acting(observations) / args.temperature, acting, generator)
 
     # The codebook, and the code of every action, once.
     if not args.vqvae_path:
-        train = partial(train_vqvae, learner=vqvae_learner, optimizer=vqvae_adam, generator=generator)
         settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
-        settings["on_step"] = lambda step, metrics: run.metrics.update(metrics)
-        train(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
+        settings |= dict(learner=vqvae_learner, optimizer=vqvae_adam, generator=generator, on_step=run.metrics.update)
+        train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
@@ -358,7 +359,7 @@ if __name__ == "__main__":
     def q_step() -> Batch:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
         batch = {name: column[rows] for name, column in transitions.items()}
-        metrics = cql_loss(q, q_target, batch, args.alpha, args.temperature, args.backup)
+        metrics = loss(q, q_target, batch, args.alpha, args.temperature, args.backup)
         q_adam.zero_grad()
         metrics["loss"].backward()
         q_adam.step()
@@ -373,4 +374,7 @@ if __name__ == "__main__":
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 
     facts = {"vqvae": quality, "reward_scale": scale, "gamma": gamma, "n_step": n_step}
+    if held_out := [torch.from_numpy(column).to(device) for column in getattr(task, "held_out", ())]:
+        facts["held_out"] = vqvae.evaluate(*held_out, q_acting(held_out[0]) / args.temperature)
+        print("held out:", ", ".join(f"{name} {value:.4g}" for name, value in facts["held_out"].items()))
     run.finish(policy, ("mean", "greedy", "sampled"), {"q": q_acting}, facts)

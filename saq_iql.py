@@ -2,43 +2,45 @@
 
     code        c = encode(s, a), looked up: computed once per transition
     behavior    mean -log pi_b(c|s)
-    V           mean |expectile - 1(u < 0)| u^2,  u = Q_target(s, c) - V(s)
-    Q           mean (Q(s, c) - r - gamma (1 - terminal) V(s'))^2,  Q_target follows Q by Polyak averaging
+    V           mean |expectile - 1(u < 0)| u^2,  u = Q_target(s, c) - V(s),  Q_target a Polyak average of Q
+    Q           mean (Q(s, c) - R - gamma^n (1 - terminal) V(s'))^2,  R = sum_{i<n} gamma^i r_i,  s' after n steps
     policy      pi(k|s) = softmax_k (Q(s, k) / temperature + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
 Continuous IQL fits its policy pi ~ pi_b exp((Q - V) / temperature) to an actor by weighted regression. Over K codes it
-is a softmax of K terms: there is no actor, and the temperature can be chosen after training. With n-step targets, r is
-the discounted sum of n rewards, s' follows the last of them, and gamma stands for gamma^n.
+is a softmax of K terms: there is no actor, and the temperature can be chosen after training.
 
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4
     Kostrikov et al., *Offline Reinforcement Learning with Implicit Q-Learning*, ICLR 2022, equations 5 to 7
 
-    python saq_iql.py                              # the demo in this repository: a robot arm picks and places
-    python saq_iql.py --env-id hopper-medium-v2    # or another id that `python -m tasks` lists
+    python saq_iql.py --env-id hopper-medium-v2    # or what else `python -m tasks` lists; without an id: a demo
 """
 
 import copy
 import json
-import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
-from importlib import import_module, metadata, util
+from importlib import import_module, metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Literal, NamedTuple, get_type_hints
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports and the loading of data without a word
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from filelock import FileLock
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, train_vqvae, write_file
+from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file, train_vqvae, write_file
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
@@ -59,7 +61,7 @@ class Method(NamedTuple):
     bc_steps: Annotated[int, (0, np.inf)] = 3000  # gradient steps of the behavior policy over codes
     total_steps: Count = 3000  # gradient steps of Q and V
     batch_size: Count = 256  # transitions per gradient step
-    codebook_size: Count = 64  # K, the number of codes
+    codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
@@ -77,14 +79,11 @@ class Method(NamedTuple):
     acting: Literal["mean", "greedy", "sampled"] = "mean"  # decode the policy's mean, most probable code, or a sample
 
 
-class Evaluation(NamedTuple):
+class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
     eval_episodes: Count = 10  # episodes of each
     final_eval_episodes: Annotated[int | None, (1, np.inf)] = None  # after the last step; default 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
-
-
-class Running(NamedTuple):
     seed: int = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
     compile: bool = False  # compile the losses with torch.compile
@@ -125,10 +124,7 @@ def iql_loss(q: nn.Module, q_target: nn.Module, v: nn.Module, batch: Batch, expe
 
 
 def policy_logits(q: torch.Tensor, pi_b: torch.Tensor, temperature: float, floor: float | None) -> torch.Tensor:
-    """Logits (B, K) of argmax_pi E_pi[Q] - temperature KL(pi || pi_b) (equation 7), of Q and the logits of pi_b (B, K).
-
-    A floor of log pi_b lets codes that the data never take have a say.
-    """
+    """Logits (B, K) of argmax_pi E_pi[Q] - temperature KL(pi || pi_b) (equation 7), Q and the logits of pi_b (B, K)."""
     log_behavior = pi_b.log_softmax(1)
     return q / temperature + (log_behavior if floor is None else log_behavior.clamp(min=floor))
 
@@ -154,38 +150,39 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
 
 
 def load_task(args):
-    """The dataset and the task that evaluates: all that this file takes from `tasks`. For data of your own return
+    """The dataset and its task, all that this file takes from `tasks`. For data of your own return
 
     data: a dict of arrays, a row a transition in order of time: `observations`, `next_observations` (N, o), `actions`
         (N, a) in [-1, 1], `rewards`, `terminals` (N,) float32; `ends` (N,) bool, where trajectories end for any reason
-    task: an object with `max_episode_steps`, `dataset_scores` (N,), `evaluate(policy, episodes, seed, video)`, of a
-        policy from (B, o) to (B, a), a dict of arrays `returns`, `lengths`, `scores`, and `print_scores(scores)`
+    task: an object with `max_episode_steps`, `dataset_scores` (E,), `print_scores(scores)`, and `evaluate(policy,
+        episodes, seed, video)`, of a policy from (B, o) to (B, a): a dict of arrays `returns`, `lengths`, `scores`
     """
     import tasks
 
     task = tasks.make(**{name: getattr(args, name) for name in Data._fields}, video=args.capture_video)
-    args.env_id = task.env_id  # a robomimic file names its own
     data = task.dataset()
     print(task.describe(data))
+    vars(args).update(task.facts)  # env_id, for a robomimic file names its own; what -1 and 1 stand for; checksums
     return data, task
 
 
 def fail(message):
-    print("error:", *message.split(), file=sys.stderr)
+    print("error:", *str(message).split(), file=sys.stderr)
     raise SystemExit(2)
 
 
 def parse_args(method):
     """The command line within its bounds, as a flat namespace. `--resume RUN` puts the words of that run before it."""
-    groups = {"data": Data, "method": method, "evaluation": Evaluation, "running": Running}
-    for group in groups.values():
-        group.__doc__ = None  # or --help shows the signature that NamedTuple puts there
+    traceback = sys.excepthook  # but for the machine's faults: a full disk, a folder that cannot be written
+    sys.excepthook = lambda kind, *error: fail(error[0]) if issubclass(kind, OSError) else traceback(kind, *error)
+    groups = {"data": Data, "method": method, "running": Running}
+    Data.__doc__ = method.__doc__ = Running.__doc__ = None  # or --help shows the signatures that NamedTuple puts there
     config, about = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone), sys.modules["__main__"].__doc__
     read = partial(tyro.cli, NamedTuple("Args", groups.items()), description=about, config=config)
     parts, words = read(), sys.argv[1:]
     if run := parts.running.resume:
         try:
-            script, *saved = json.loads(Path(run, "args.json").read_text())["command"]
+            script, *saved = map(str, json.loads(Path(run, "args.json").read_text())["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"--resume {run}: not the folder of a run ({error})")
         if Path(script).name != Path(sys.argv[0]).name or any(word.startswith("--vqvae-path") for word in words):
@@ -198,11 +195,9 @@ def parse_args(method):
             low, high = getattr(hint, "__metadata__", [(value, value)])[0]
             if value is not None and not low <= value <= high:
                 fail(f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, it is {value}")
-    if args.track and util.find_spec("wandb") is None:
-        fail("--track needs Weights & Biases: pip install wandb")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
-    if args.compile and subprocess.getstatusoutput(f"{os.environ.get('CXX', 'c++')} --version")[0]:
+    if args.compile and subprocess.getstatusoutput("${CXX:-c++} --version")[0]:
         fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
     return args
 
@@ -218,16 +213,20 @@ class Run:
         name = f"{args.env_id.replace('/', '_')}__{self.algorithm}__{args.seed}__{time.time_ns()}"
         self.folder = Path(args.resume or Path(args.runs_dir, name))
         self.load() if args.resume else self.folder.mkdir(parents=True)
+        self.lock = FileLock(self.folder / "lock", timeout=0).acquire()  # an OSError, where another process writes here
         known = {"command": args.command, "versions": {d.name: d.version for d in metadata.distributions()}}
         known["git_commit"] = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
         known["args"] = self.flags = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
-        write_file(self.folder / "args.json", lambda path: path.write_text(json.dumps(known, indent=2)))
+        write_file(self.folder / "args.json", lambda file: file.write(json.dumps(known, indent=2).encode()))
         if args.track:
             about = {"project": "saq", "name": self.folder.name, "dir": self.folder, "config": self.flags}
-            import_module("wandb").init(**about, sync_tensorboard=True)
+            try:
+                import_module("wandb").init(**about, sync_tensorboard=True)
+            except Exception as error:  # not installed, no key, no network
+                fail(f"--track: {error}; pip install wandb, then wandb login")
         self.writer = SummaryWriter(self.folder)
         self.save()
-        again = f"interrupted; to continue: python {sys.argv[0]} --resume {self.folder}"
+        again = f"interrupted; to continue: {shlex.join(['python', sys.argv[0], '--resume', str(self.folder)])}"
         signal.signal(signal.SIGINT, lambda *_: setattr(self, "interrupted", again))  # no error amid a step or a file
         print(*(f"{k} {v}," for k, v in self.flags.items() if k.endswith("_steps") and v), "writing to", self.folder)
 
@@ -235,6 +234,7 @@ class Run:
         states = {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}
         states["optimizers"] = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
         states |= {"steps_done": self.steps_done, "episodes": self.episodes, "seconds": time.time() - self.start}
+        states["dataset"] = vars(self.args).get("dataset")
         write_file(self.folder / "checkpoint.pt", partial(torch.save, states))
         while self.curves:  # only now, so that a resumed run writes no step twice
             self.writer.add_scalar(*self.curves.pop(0))
@@ -242,16 +242,20 @@ class Run:
 
     def load(self):
         try:
-            saved = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+            saved = read_file(self.folder / "checkpoint.pt")
+            if saved["dataset"] != vars(self.args).get("dataset"):
+                raise ValueError("it is of another dataset")
             self.networks.load_state_dict(saved["networks"])
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # at the rates of this command
+                [moment.expand_as(weight) for weight, state in optimizer.state.items() for moment in state.values()]
             if len(saved["generator"]) == len(self.generator.get_state()):  # else another device's: draws begin anew
                 self.generator.set_state(saved["generator"])
-            self.steps_done, self.episodes = saved["steps_done"], saved["episodes"]
+            self.steps_done = {phase: int(steps) for phase, steps in saved["steps_done"].items()}
+            self.episodes = {name: list(values) for name, values in saved["episodes"].items()}
             self.start -= saved["seconds"]
         except Exception as error:  # a damaged file fails in many ways
-            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of another architecture ({error!r:.200})")
+            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of another command ({error!r:.200})")
 
     def steps(self, phase, total, tag):
         """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
@@ -282,14 +286,13 @@ class Run:
         def act(observations):
             if self.interrupted:
                 sys.exit(self.interrupted)
-            observations = torch.as_tensor(observations, dtype=torch.float32, device=generator.device)
-            return policy(observations, acting, generator).cpu().numpy()
+            return policy(torch.as_tensor(observations, device=generator.device), acting, generator).cpu().numpy()
 
         result = self.task.evaluate(act, episodes, self.args.seed, video)
         if step is not None:
             for name, values in {"step": np.full(len(result["scores"]), step), **result}.items():
                 self.episodes.setdefault(name, []).extend(np.asarray(values).tolist())
-            write_file(self.folder / "eval.npz", lambda path: np.savez(path, **self.episodes))
+            write_file(self.folder / "eval.npz", lambda file: np.savez(file, **self.episodes))
             tags = {"normalized_score": "scores", "episodic_return": "returns", "episodic_length": "lengths"}
             self.curves += [(f"eval/{tag}", np.mean(result[name]), step) for tag, name in tags.items()]
         return np.asarray(result["scores"]).tolist()
@@ -306,7 +309,7 @@ class Run:
         result |= {"normalized_score": np.mean(scores[args.acting]), "normalized_scores": scores[args.acting]}
         result |= {"dataset_normalized_return": np.mean(self.task.dataset_scores), "total_steps": args.total_steps}
         result |= {"training_seconds": trained, "wall_clock_seconds": time.time() - self.start}
-        write_file(self.folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2)))
+        write_file(self.folder / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
         for curve in self.curves:  # not in the checkpoint: a finished run that goes on evaluates again
             self.writer.add_scalar(*curve)
         self.writer.close()
@@ -324,10 +327,7 @@ if __name__ == "__main__":
     observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
-        try:
-            vqvae.load_weights(args.vqvae_path)
-        except (OSError, ValueError) as error:
-            fail(f"--vqvae-path: {error}")
+        vqvae.load_weights(args.vqvae_path)
     network = partial(mlp, vqvae.standardize, hidden_dim=args.hidden_dim, layer_norm=args.layer_norm)
     behavior, q, v = (network(outputs).to(device) for outputs in (args.codebook_size, args.codebook_size, 1))
     vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
@@ -338,20 +338,17 @@ if __name__ == "__main__":
     networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "behavior": behavior, "q": q, "v": v}
     networks |= {"behavior_acting": behavior_acting, "q_target": q_target, "q_acting": q_acting}
     run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, behavior_adam, qv_adam], generator)
-    if args.compile:
-        iql_loss = torch.compile(iql_loss)
+    loss = torch.compile(iql_loss) if args.compile else iql_loss
 
-    def policy(observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
-        values, behavior_logits = q_acting(observations), behavior_acting(observations)
-        logits = policy_logits(values, behavior_logits, args.temperature, args.behavior_floor)
-        return vqvae.act(observations, logits, acting, generator)
+    def policy(seen: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
+        logits = policy_logits(q_acting(seen), behavior_acting(seen), args.temperature, args.behavior_floor)
+        return vqvae.act(seen, logits, acting, generator)
 
     # The codebook, and the code of every action, once.
     if not args.vqvae_path:
-        train = partial(train_vqvae, learner=vqvae_learner, optimizer=vqvae_adam, generator=generator)
         settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
-        settings["on_step"] = lambda step, metrics: run.metrics.update(metrics)
-        train(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
+        settings |= dict(learner=vqvae_learner, optimizer=vqvae_adam, generator=generator, on_step=run.metrics.update)
+        train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
@@ -361,11 +358,11 @@ if __name__ == "__main__":
     @cuda_graph(behavior_adam, generator)
     def behavior_step() -> Batch:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        loss = F.cross_entropy(behavior(observations[rows]), codes[rows])
+        cross_entropy = F.cross_entropy(behavior(observations[rows]), codes[rows])
         behavior_adam.zero_grad()
-        loss.backward()
+        cross_entropy.backward()
         behavior_adam.step()
-        return {"loss": loss.detach()}
+        return {"loss": cross_entropy.detach()}
 
     for step in run.steps("bc", args.bc_steps, "losses/bc_"):
         run.metrics = behavior_step()
@@ -383,7 +380,7 @@ if __name__ == "__main__":
     @cuda_graph(qv_adam, generator)
     def q_step() -> Batch:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        metrics = iql_loss(q, q_target, v, {name: column[rows] for name, column in transitions.items()}, args.expectile)
+        metrics = loss(q, q_target, v, {name: column[rows] for name, column in transitions.items()}, args.expectile)
         qv_adam.zero_grad()
         metrics["loss"].backward()
         qv_adam.step()
@@ -397,4 +394,7 @@ if __name__ == "__main__":
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 
     facts = {"vqvae": quality, "reward_scale": scale, "gamma": gamma, "n_step": n_step}
+    if held_out := [torch.from_numpy(column).to(device) for column in getattr(task, "held_out", ())]:
+        facts["held_out"] = vqvae.evaluate(*held_out, behavior_acting(held_out[0]))
+        print("held out:", ", ".join(f"{name} {value:.4g}" for name, value in facts["held_out"].items()))
     run.finish(policy, ("mean", "greedy", "sampled"), {"q": q_acting, "v": v, "behavior": behavior_acting}, facts)

@@ -18,9 +18,11 @@ With it, any offline RL algorithm for discrete actions runs on continuous ones. 
 """
 
 import copy
+import io
 import itertools
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -41,6 +43,14 @@ class Standardize(nn.Module):
         self.register_buffer("mean", mean.clone())
         self.register_buffer("std", std.clone())
 
+    @classmethod
+    def for_data(cls, x: torch.Tensor, wanted: bool = True) -> "Standardize":
+        """By mean and deviation of x (N, D); what never moves there becomes 0 everywhere. Not `wanted`: x as it is."""
+        low, high = x.aminmax(dim=0)
+        still = high - low <= 1e-5 * torch.maximum(high, -low)
+        std = torch.where(still, torch.inf, x.std(0, unbiased=False) + 1e-3)
+        return cls(x.mean(0), std) if wanted else cls(torch.zeros_like(low), torch.ones_like(std))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.mean) / self.std
 
@@ -49,10 +59,7 @@ class VQVAE(nn.Module):
     """Encoder, codebook and decoder, with the observation normalizer inside.
 
     Args:
-        observation_dim, action_dim: numbers of dimensions.
-        codebook_size: K, the number of codes.
-        embedding_dim: dimension of the codebook's vectors.
-        hidden_dim: width of the two hidden layers of encoder and decoder.
+        codebook_size, embedding_dim, hidden_dim: K, the number of codes; their dimension; width of the hidden layers.
     """
 
     def __init__(self, observation_dim, action_dim, codebook_size=64, embedding_dim=128, hidden_dim=512):
@@ -80,15 +87,10 @@ class VQVAE(nn.Module):
 
     @classmethod
     def for_data(cls, observations, actions, codebook_size=64, hidden_dim=512, standardize=True) -> "VQVAE":
-        """A new VQ-VAE for observations (N, observation_dim) and actions (N, action_dim), on their device.
-
-        It standardizes observations by their mean and deviation; without `standardize` they stay raw, as in the paper.
-        """
-        dims = observations.shape[1], actions.shape[1]
-        model = cls(*dims, codebook_size=codebook_size, hidden_dim=hidden_dim).to(actions.device)
-        if standardize:
-            model.standardize = Standardize(observations.mean(0), observations.std(0, unbiased=False) + 1e-3)
-        return model
+        """A VQ-VAE for (N, .) observations and actions, on their device, with a normalizer or (the paper) without."""
+        model = cls(observations.shape[1], actions.shape[1], codebook_size=codebook_size, hidden_dim=hidden_dim)
+        model.standardize = Standardize.for_data(observations, standardize)
+        return model.to(actions.device)
 
     @torch.no_grad()
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
@@ -131,9 +133,7 @@ class VQVAE(nn.Module):
         chunks = zip(observations.split(CHUNK), codes.split(CHUNK))
         return torch.cat([self.decoder(torch.cat([self.standardize(o), self.codebook[c]], 1)) for o, c in chunks])
 
-    def act(
-        self, observations: torch.Tensor, logits: torch.Tensor, acting: str, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
+    def act(self, observations, logits, acting: str, generator: torch.Generator | None = None) -> torch.Tensor:
         """Actions (B, action_dim) of the policy softmax(logits) over codes, from observations and logits (B, K).
 
         Args:
@@ -149,17 +149,18 @@ class VQVAE(nn.Module):
         codes = torch.multinomial(probabilities, 1, generator=generator).squeeze(1) if sampled else logits.argmax(1)
         return self.decode(observations, codes)
 
-    def evaluate(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, float]:
+    def evaluate(self, observations, actions, logits: torch.Tensor | None = None) -> dict[str, float]:
         """How well codes stand for actions: over (N, .) observations and actions,
 
         Returns:
             `reconstruction_error`, squared error summed over action dimensions, mean over N; `action_variance`, the
             error of the best constant action, in the same unit; `codes_used`, how many of the K codes occur;
-            `perplexity`, exp of the entropy of the codes' frequencies (1 to K).
+            `perplexity`, exp of the entropy of the codes' frequencies (1 to K); with a policy's logits (N, K) also its
+            `cross_entropy` on the codes, in nats.
         """
         codes = self.encode(observations, actions)
         frequency = torch.bincount(codes, minlength=len(self.codebook)) / len(codes)
-        return {
+        return ({} if logits is None else {"cross_entropy": F.cross_entropy(logits, codes).item()}) | {
             "reconstruction_error": (self.decode(observations, codes) - actions).square().sum(1).mean().item(),
             "action_variance": actions.var(0, unbiased=False).sum().item(),
             "codes_used": int((frequency > 0).sum()),
@@ -172,34 +173,44 @@ class VQVAE(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "VQVAE":
-        """Read what `save` wrote. Raises FileNotFoundError, or ValueError if the file is not a VQ-VAE's."""
+        """Read what `save` wrote. Raises OSError if the file is not there or not a VQ-VAE's."""
         try:
-            checkpoint = torch.load(path, map_location=device, weights_only=True)
+            checkpoint = read_file(path)
             model = cls(**checkpoint["config"])
             model.load_state_dict(checkpoint["weights"])
-        except FileNotFoundError:
-            raise
         except Exception as error:  # a damaged file fails in many ways
-            raise ValueError(f"{path} is not a VQ-VAE saved by this project") from error
+            raise OSError(f"{path} is not a VQ-VAE saved by this project ({error!r:.200})") from error
         return model.to(device)
 
     def load_weights(self, path: str | os.PathLike) -> None:
-        """Take the weights that `save` wrote. Raises what `load` does, and ValueError if they are of other data."""
+        """Take the weights that `save` wrote. Raises what `load` does, and OSError, too, if they are of other data."""
         saved = self.load(path, self.codebook.device)
-        for name, wanted in self.config.items():
-            if saved.config[name] != wanted:
-                raise ValueError(f"{path} has {name} {saved.config[name]}, this run needs {wanted}")
+        if saved.config != self.config:
+            raise OSError(f"{path} has {saved.config}, this run needs {self.config}")
         for known, own in zip(saved.standardize.buffers(), self.standardize.buffers()):
             if not torch.allclose(known, own, rtol=1e-3, atol=1e-3):
-                raise ValueError(f"{path} is of another dataset, or differs in --standardize")
+                raise OSError(f"{path} is of another dataset, or differs in --standardize")
         self.load_state_dict(saved.state_dict())
 
 
-def write_file(path: str | os.PathLike, save: Callable[[Path], object]) -> None:
-    """Write `path` by `save(a temporary path)`: whole, or not at all."""
-    temporary = Path(path).with_name(f"part-{Path(path).name}")
-    save(temporary)
-    os.replace(temporary, path)
+def write_file(path: str | os.PathLike, save: Callable[[io.BytesIO], object]) -> None:
+    """Write to `path` what `save(file)` writes to a file in memory: whole, or not at all. Raises OSError."""
+    content, temporary = io.BytesIO(), Path(path).with_name(f"part-{Path(path).name}")
+    save(content)
+    try:
+        temporary.write_bytes(content.getbuffer())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def read_file(path: str | os.PathLike) -> dict:
+    """What `torch.save` wrote to `path`, on the CPU. Raises zipfile.BadZipFile where a byte of it has changed."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():  # torch.load does not look at checksums
+            raise zipfile.BadZipFile(f"{damaged} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @torch.no_grad()
@@ -257,14 +268,6 @@ def cuda_graph(optimizer: torch.optim.Optimizer, generator: torch.Generator) -> 
     return decorate
 
 
-def sample_embeddings(
-    model: VQVAE, observations: torch.Tensor, actions: torch.Tensor, generator: torch.Generator, rows: int = 8192
-) -> torch.Tensor:
-    """Encoder outputs (rows, embedding_dim) of rows drawn with replacement."""
-    index = torch.randint(len(actions), (rows,), generator=generator, device=actions.device)
-    return model.embed(observations[index], actions[index])
-
-
 @torch.no_grad()
 def initialize_codebook(model: VQVAE, z: torch.Tensor) -> None:
     """Put the codebook on the k-means centers (Lloyd's algorithm) of encoder outputs z (rows, embedding_dim)."""
@@ -300,7 +303,7 @@ def train_vqvae(
     restart_every: int = 500,
     ema_decay: float = 0.9995,
     compile: bool = False,
-    on_step: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+    on_step: Callable[[dict[str, torch.Tensor]], None] | None = None,
 ) -> None:
     """Train `model` on the rows of a dataset: a copy takes the gradient steps, `model` is the average of its weights.
 
@@ -308,31 +311,27 @@ def train_vqvae(
         observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
         steps: number of gradient steps, or an iterable of step numbers (1, 2, ... or, to resume, from a later one on).
         batch_size: rows per gradient step.
-        learner, optimizer: the copy that takes the steps, and its optimizer; left out, a new one and Adam at 3e-3.
+        learner, optimizer: the copy that takes the steps, and its optimizer, or none of them: then Adam at 3e-3.
         generator: draws the rows, on the model's device; left out, one of seed 0.
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
         ema_decay: decay of the average, at most (see `ema_weight`); 0: the last weights (the paper).
         compile: compile the loss with torch.compile.
-        on_step: called as `on_step(step, metrics)` after every step, metrics as `VQVAE.loss` returns them, every 500
-            steps also those of `VQVAE.evaluate` on some rows; on a GPU the next step overwrites them.
-
-    Raises ValueError if one of learner and optimizer is given without the other.
+        on_step: called after every step with its metrics, as `VQVAE.loss` returns them, every 500 steps also those of
+            `VQVAE.evaluate` on some rows; on a GPU the next step overwrites them.
     """
     if (learner is None) != (optimizer is None):
         raise ValueError("learner and optimizer go together: the optimizer's parameters must be the learner's")
-    if learner is None:
-        learner = copy.deepcopy(model)
-        optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
-    if generator is None:
-        generator = torch.Generator(actions.device).manual_seed(0)
+    learner = learner or copy.deepcopy(model)
+    optimizer = optimizer or torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
+    generator = generator or torch.Generator(actions.device).manual_seed(0)
     loss = torch.compile(learner.loss) if compile else learner.loss
     every = max(1, len(actions) // 4096)  # rows whose codes are counted while training
 
     @cuda_graph(optimizer, generator)
     def gradient_step() -> dict[str, torch.Tensor]:
-        index = torch.randint(len(actions), (batch_size,), generator=generator, device=actions.device)
-        metrics = loss(observations[index], actions[index])
+        rows = torch.randint(len(actions), (batch_size,), generator=generator, device=actions.device)
+        metrics = loss(observations[rows], actions[rows])
         optimizer.zero_grad()
         metrics["loss"].backward()
         optimizer.step()
@@ -340,11 +339,12 @@ def train_vqvae(
 
     for step in range(1, steps + 1) if isinstance(steps, int) else steps:
         if restart_every and (step == 1 or step % restart_every == 0):
-            z = sample_embeddings(learner, observations, actions, generator)
+            rows = torch.randint(len(actions), (8192,), generator=generator, device=actions.device)
+            z = learner.embed(observations[rows], actions[rows])
             initialize_codebook(learner, z) if step == 1 else restart_unused_codes(learner, z)
         metrics = gradient_step()
         follow(model, learner, ema_weight(ema_decay, step))
         if step % 500 == 0:
             metrics = metrics | model.evaluate(observations[::every], actions[::every])
         if on_step:
-            on_step(step, metrics)
+            on_step(metrics)

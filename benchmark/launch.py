@@ -93,9 +93,7 @@ class Job(NamedTuple):
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if held(descriptor, fcntl.LOCK_EX):
             os.close(descriptor)
             return None
         return descriptor
@@ -111,10 +109,10 @@ class Job(NamedTuple):
         if code := self.read("exit_code"):
             last_line = self.read("log.txt").rpartition("\n")[2]
             return f"failed with exit code {code}, {self.folder / 'log.txt'}: {last_line}"
-        if self.folder.exists():
-            if (descriptor := self.lock()) is None:
-                return f"running as {self.read('lock')}"
-            os.close(descriptor)
+        if (self.folder / "lock").exists():
+            with open(self.folder / "lock") as file:
+                if held(file.fileno(), fcntl.LOCK_SH):  # which a file of somebody else's allows
+                    return f"running as {self.read('lock')}"
         if missing := [need for need in self.needs if not finished(need)]:
             return f"not started, it needs {missing[0]}"
         where = f", see {RUNS / 'slurm' / place}.txt" if place else ""
@@ -177,6 +175,15 @@ def read_jobs(lines: list[str], extra: list[str], only: re.Pattern) -> list[Job]
         if only.search(name):
             add(name, ())
     return list(ordered.values())
+
+
+def held(descriptor: int, kind: int) -> bool:
+    """Whether another process holds the file's lock; if none does, it is taken, where the file system has locks."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def finished(name: str) -> Path | None:
@@ -325,4 +332,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -11,9 +11,13 @@ What the algorithms' own networks see is unchanged. First the quantizer, then th
 
 import importlib.util
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
 
 import torch
 import torch.nn as nn

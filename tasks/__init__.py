@@ -1,4 +1,4 @@
-"""Datasets and environments of offline reinforcement learning by id: D4RL, robomimic, OGBench, Minari, a demo.
+"""Datasets and environments of offline RL by id: D4RL, robomimic, OGBench, Minari, a demo, own data.
 
     task = tasks.make("hopper-medium-v2")       # the dataset is downloaded where it is not on this machine
     data = task.dataset()                       # dict of arrays, one row a transition
@@ -13,7 +13,7 @@ A source is a module with a subclass of `Task`, the `IDS` it knows, `locate(env_
 import difflib
 from pathlib import Path
 
-from tasks import d4rl, demo, minari, ogbench, robomimic
+from tasks import d4rl, demo, minari, ogbench, own, robomimic
 from tasks.task import Task, fail
 
 __all__ = ["Task", "fail", "ids", "locate", "make"]
@@ -43,7 +43,8 @@ def make(
     """The task of an id, with its dataset downloaded if it is not on this machine.
 
     Args:
-        env_id: an id of `ids()`, or Minari's: one with a slash, or of a dataset that Minari finds on this machine.
+        env_id: an id of `ids()`, or Minari's: one with a slash, or of a dataset that Minari finds on this machine; or
+            none, for a file in D4RL's layout and no environment.
         dataset_path: HDF5 file in D4RL's or robomimic's layout, or .npz file in OGBench's, in place of the id's own. A
             robomimic file names its own environment; then `env_id` may be left out, and the task's is that name.
         dataset_filter: robomimic files: filter key of the demonstrations to use, such as train; default all.
@@ -66,6 +67,8 @@ def make(
 
 def find(env_id: str, path: Path | None, dataset_filter: str | None, observation_keys: list[str] | None) -> Task:
     """`make`, without the check of rendering."""
+    if env_id == own.ENV_ID and path is None:
+        fail(f"--env-id {env_id} is for data without an environment: name the file by --dataset-path")
     source = next((source for source in SOURCES if env_id in source.IDS), ogbench if ogbench.known(env_id) else None)
     if path is None and source:
         path = source.fetch(env_id)
@@ -82,6 +85,8 @@ def find(env_id: str, path: Path | None, dataset_filter: str | None, observation
         fail("--observation-keys and --dataset-filter are for robomimic's files")
     if source is robomimic:
         fail(f"{path} is not a robomimic file, which has a group 'data' with env_args")
+    if env_id == own.ENV_ID:
+        return own.Own(path)
     if source:
         return {demo: demo.Demo, d4rl: d4rl.D4RL, ogbench: ogbench.OGBench}[source](env_id, path)
     if "/" not in env_id and not minari.locate(env_id).exists():

@@ -35,7 +35,8 @@ def list_ids() -> None:
         print(f"{env_id:<50} {'here' if path.is_file() else 'not here':<8} {path}")
     for env_id in minari.local_ids():
         print(f"{env_id:<50} {'here':<8} {minari.locate(env_id)}")
-    print("Ids with a slash are Minari's, such as D4RL/kitchen/mixed-v2; https://minari.farama.org lists them.")
+    minaris = "Ids with a slash are Minari's, such as D4RL/kitchen/mixed-v2; https://minari.farama.org lists them."
+    print(minaris, "The id none is for a file without an environment, such as a real robot's.")
 
 
 def describe(args: Args) -> None:

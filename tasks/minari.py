@@ -70,13 +70,11 @@ class Minari(Task):
             fail(f"{self.env_id}, episode {len(episodes)}: not arrays, or dicts of arrays, that can be read: {error}")
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
-        try:
-            with quiet():
-                rendering = {"render_mode": render_mode} if render_mode else {}  # not every environment knows the word
-                limit = {"max_episode_steps": self.max_episode_steps}
-                env = self.stored.recover_environment(eval_env=True, **limit, **rendering)
-        except Exception as error:  # each package fails in its own way
-            fail(f"cannot make the environment of {self.env_id}: {error!r}")
+        settings = {"max_episode_steps": self.max_episode_steps}
+        if render_mode:  # a word that not every environment knows
+            settings["render_mode"] = render_mode
+        with quiet():
+            env = self.stored.recover_environment(eval_env=True, **settings)
         flatten = functools.partial(gym.spaces.flatten, self.stored.observation_space)
         space = gym.spaces.flatten_space(self.stored.observation_space)
         try:

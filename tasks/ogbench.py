@@ -82,7 +82,7 @@ class OGBench(Task):
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         from ogbench.relabel_utils import relabel_dataset
 
-        env = self.make_env().unwrapped
+        env = self.env().unwrapped
         try:
             rows = package().load_dataset(str(self.path), add_info=True)
             if not len(rows["terminals"]) or len(rows["observations"]) != len(rows["next_observations"]):
@@ -98,11 +98,8 @@ class OGBench(Task):
         return columns, np.logical_or.reduceat(columns["terminals"], starts).astype(np.float64)
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
-        rendering = {"render_mode": render_mode} if render_mode else {}
-        try:
-            with quiet():
-                limit = {"max_episode_steps": self.max_episode_steps}
-                env = package().make_env_and_datasets(self.env_id, env_only=True, **limit, **rendering)
-        except Exception as error:  # each package fails in its own way
-            fail(f"cannot make the environment of {self.env_id}: {error!r}")
-        return EndAtSuccess(env)
+        settings = {"max_episode_steps": self.max_episode_steps}
+        if render_mode:
+            settings["render_mode"] = render_mode
+        with quiet():
+            return EndAtSuccess(package().make_env_and_datasets(self.env_id, env_only=True, **settings))

@@ -211,31 +211,26 @@ class Robomimic(Task):
         if sys.platform == "linux" and ctypes.util.find_library("EGL") is None:
             os.environ.setdefault("MUJOCO_GL", "glx")  # importing robosuite loads EGL unless told of another
         recorded, here = ".".join(self.recorded().split(".")[:2]), installed()
-        if here and recorded != ".".join(here.split(".")[:2]):  # the same observations mean other things there
+        if here is None:
+            fail(f"{self.env_name} needs robosuite: {INSTALL.get(recorded, INSTALL['1.5'])}")
+        if recorded != ".".join(here.split(".")[:2]):  # the same observations mean other things there
             install = INSTALL.get(recorded, f"pip install --no-deps robosuite=={recorded}")
             fail(f"{self.path} is of robosuite {self.recorded()}, and {here} is here: {install}")
-        try:
-            with quiet():
-                import robosuite
-                from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER
-                from robosuite.wrappers import GymWrapper
-
-                ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # or it warns at every reset
-        except Exception as error:  # numba and graphics libraries do not fail by ImportError alone
-            fail(f"{self.env_name} needs robosuite ({error!r}): {INSTALL.get(recorded, INSTALL['1.5'])}")
         rendering = {"has_renderer": False, "has_offscreen_renderer": bool(render_mode), "use_camera_obs": False}
         kwargs = self.env_args["env_kwargs"] | rendering | {"ignore_done": True}
         kwargs = {key: value for key, value in kwargs.items() if key not in ("lang", "env_lang")}  # robomimic's own
         keys = ["object-state" if key == "object" else key for key in self.observation_keys]
-        try:
-            with quiet():
-                env = robosuite.make(self.env_name, **kwargs)
-                for key in set(keys) & set(env.observation_names):  # a few are off by default
-                    env.modify_observable(key, "active", True)
-                seen = env.reset()
-                env = GymWrapper(env, keys)
-        except Exception as error:  # each task and version fails in its own way
-            fail(f"robosuite {here} cannot make {self.env_name} as {self.path} has it: {error!r}")
+        with quiet():
+            import robosuite
+            from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER
+            from robosuite.wrappers import GymWrapper
+
+            ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # or it warns at every reset
+            env = robosuite.make(self.env_name, **kwargs)
+            for key in set(keys) & set(env.observation_names):  # a few are off by default
+                env.modify_observable(key, "active", True)
+            seen = env.reset()
+            env = GymWrapper(env, keys)
         if missing := [key for key in keys if key not in seen]:
             fail(f"robosuite {here} observes no {missing[0]!r} in {self.env_name}, which {self.path} has")
         env.metadata = {"render_modes": ["rgb_array"]}

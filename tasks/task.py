@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+MUJOCO_GL = os.environ.get("MUJOCO_GL")  # as the user has it; robosuite sets it
 Policy = Callable[[np.ndarray], np.ndarray]  # observations (B, o) float32 -> actions (B, a)
 
 
@@ -50,6 +52,9 @@ class Task(ABC):
         eval_episodes: episodes of an evaluation, unless it is told otherwise.
         processes: whether to evaluate in processes, for environments whose steps cost more than passing arrays around.
         dataset_returns, dataset_scores: (E,) float64, one entry a whole trajectory of the file, once `dataset` has run.
+        facts: once `dataset` has run, what a trained policy goes with: env_id; action_low and action_high, the bounds
+            for which -1 and 1 stand; dataset, a checksum of each of its columns.
+        held_out: observations (M, o) and actions (M, a) that `dataset` has kept back to evaluate on; else empty.
     """
 
     env_id: str
@@ -61,6 +66,8 @@ class Task(ABC):
     processes: bool = False
     dataset_returns: np.ndarray
     dataset_scores: np.ndarray
+    facts: dict[str, object]
+    held_out: tuple[np.ndarray, ...] = ()
 
     @abstractmethod
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -87,9 +94,7 @@ class Task(ABC):
             SystemExit: with one line on stderr and code 2, if the dataset is not as it should be.
         """
         where = self.path or self.env_id
-        env = self.env()
-        observation_space, action_space = env.observation_space, env.env.action_space
-        env.close()
+        observation_space, action_space = self.spaces()
         columns, returns = self.read()
         data = check_rows(str(where), columns)
         if not len(data["ends"]):
@@ -108,15 +113,30 @@ class Task(ABC):
         data["terminals"] = data["terminals"].astype(np.float32)
         data["ends"][-1] = True
         self.dataset_returns, self.dataset_scores = returns, self.score(returns)
+        self.facts = {"env_id": self.env_id, "action_low": low.tolist(), "action_high": high.tolist()}
+        self.facts["dataset"] = {key: zlib.crc32(column) for key, column in data.items()}
         return data
+
+    def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+        """Of observations, and of actions in their own units."""
+        env = self.env()
+        env.close()
+        return env.observation_space, env.env.action_space
 
     def env(self, render_mode: str | None = None) -> gym.Env:
         """The environment with actions in [-1, 1], which stand for the bounds of its own.
 
         Raises:
-            SystemExit: with one line on stderr and code 2, if its actions are no vectors within bounds.
+            SystemExit: with one line on stderr and code 2, if its actions are no vectors within bounds, or it cannot be
+                made; but one that cannot render raises what went wrong.
         """
-        env = self.make_env(render_mode)
+        try:
+            env = self.make_env(render_mode)
+        except Exception as error:  # each package, and each graphics library, fails in its own way
+            if render_mode:
+                raise
+            graphics = f" with MUJOCO_GL={MUJOCO_GL}" if MUJOCO_GL else ""
+            fail(f"cannot make the environment of {self.env_id}{graphics}: {error!r}")
         space = env.action_space
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
             fail(f"{self.env_id} has actions in {space}; it takes vectors of continuous ones (Box)")

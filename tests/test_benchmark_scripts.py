@@ -122,6 +122,29 @@ def test_several_at_once_share_the_cores(bench):
     assert "threads 7" in bench.log("c")
 
 
+def test_a_file_system_without_locks_is_no_obstacle(bench):
+    """The interpreter's own start replaces `flock` by one that such a file system has."""
+    (bench.folder / "sitecustomize.py").write_text(
+        "import fcntl\ndef flock(*_):\n    raise OSError(37, 'No locks available')\nfcntl.flock = flock\n"
+    )
+    assert "a: finished" in bench.run("a X", PYTHONPATH=str(bench.folder))
+    assert "1 jobs finished" in bench.run("a X", PYTHONPATH=str(bench.folder), CHECK="1")
+
+
+def test_the_state_of_somebody_elses_jobs_is_reported(bench):
+    """Opening a file to write is refused, as in folders of other users."""
+    bench.run("a X", "b X --fail", code=1)
+    (bench.folder / "sitecustomize.py").write_text(
+        "import os\nopened = os.open\ndef refuse(path, flags, *how):\n    if flags & (os.O_RDWR | os.O_CREAT):\n"
+        "        raise PermissionError(13, 'Permission denied', path)\n    return opened(path, flags, *how)\n"
+        "os.open = refuse\n"
+    )
+    printed = bench.run("a X", "b X --fail", "c X", code=1, PYTHONPATH=str(bench.folder), CHECK="1")
+    assert "1 jobs finished; 1 failed; 1 others" in printed and "c: not started" in printed
+    printed = bench.run("d X", code=2, PYTHONPATH=str(bench.folder))
+    assert printed.startswith("error: ") and "Permission denied" in printed and "Traceback" not in printed
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_job_is_resumed(bench, number):
     lines = ["a X word --steps 30", "b X"]

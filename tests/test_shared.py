@@ -7,7 +7,7 @@ import pytest
 from conftest import ALGORITHMS, ROOT
 
 BEGIN = "# ---- identical in every algorithm file"
-END = 'if __name__ == "__main__":'
+END = 'if __name__ == "__main__":\n    args = '
 
 
 def named(tree: ast.Module | ast.ClassDef, source: str, prefix: str = "") -> dict[str, str]:

@@ -1,6 +1,9 @@
 """The VQ-VAE against brute force: codes, loss, each of its gradients, remedies for unused codes, saving."""
 
 import copy
+import itertools
+import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,8 +14,8 @@ from vqvae import (
     VQVAE,
     Standardize,
     initialize_codebook,
+    read_file,
     restart_unused_codes,
-    sample_embeddings,
     train_vqvae,
     write_file,
 )
@@ -144,7 +147,7 @@ def test_initialization_has_the_stated_variances():
 def test_kmeans_initialization_lowers_the_quantization_error():
     model, (observations, actions) = make(), batch(2000)
     before = model.loss(observations, actions)["commitment"]
-    initialize_codebook(model, sample_embeddings(model, observations, actions, torch.Generator().manual_seed(0)))
+    initialize_codebook(model, model.embed(observations, actions))
     assert model.loss(observations, actions)["commitment"] < 0.5 * before
     assert model.evaluate(observations, actions)["codes_used"] == 16
 
@@ -156,7 +159,7 @@ def test_restart_moves_the_unused_codes_and_no_other():
     before = model.codebook.detach().clone()
     used = torch.bincount(model.encode(observations, actions), minlength=16) > 0
     assert not used[8:].any()
-    restart_unused_codes(model, sample_embeddings(model, observations, actions, torch.Generator().manual_seed(0)))
+    restart_unused_codes(model, model.embed(observations, actions))
     moved = (model.codebook != before).any(1)
     torch.testing.assert_close(moved, ~used)
     assert model.evaluate(observations, actions)["codes_used"] > used.sum()
@@ -203,10 +206,10 @@ def test_what_is_trained_is_the_average_of_the_learners_weights(decay):
     observations, actions = multimodal_data()
     model = VQVAE(5, 3, codebook_size=8, embedding_dim=16, hidden_dim=16)
     learner, average = copy.deepcopy(model), torch.zeros(16, 21)
-    optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
+    optimizer, steps = torch.optim.Adam(learner.parameters(), lr=3e-3), itertools.count(1)
 
-    def track(step, metrics):
-        weight = max(1 - decay, 10 / (9 + step))
+    def track(metrics):
+        weight = max(1 - decay, 10 / (9 + next(steps)))
         average.mul_(1 - weight).add_(weight * learner.decoder[0].weight.detach())
 
     train_vqvae(model, observations, actions, 60, learner=learner, optimizer=optimizer, ema_decay=decay, on_step=track)
@@ -223,7 +226,7 @@ def test_a_step_captured_as_a_cuda_graph_is_the_step(monkeypatch, restart_every,
     def train():
         model, generator, losses = copy.deepcopy(start), torch.Generator("cuda").manual_seed(1), []
         settings = {"steps": 10, "generator": generator, "restart_every": restart_every}
-        train_vqvae(model, observations, actions, **settings, on_step=lambda _, m: losses.append(m["loss"].item()))
+        train_vqvae(model, observations, actions, **settings, on_step=lambda m: losses.append(m["loss"].item()))
         return losses, model.state_dict(), generator.get_state()
 
     captured = train()
@@ -256,15 +259,42 @@ def test_save_and_load(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae.pt"]
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
-def test_loading_something_else_is_a_value_error(tmp_path, content):
+@pytest.mark.parametrize("content", [None, b"", b"no checkpoint", {"weights": {}}, {"config": [], "weights": {}}])
+def test_loading_something_else_is_an_os_error(tmp_path, content):
     path = tmp_path / "vqvae.pt"
-    if content is None:
-        torch.save({"weights": {}}, path)
-    else:
+    if isinstance(content, dict):
+        torch.save(content, path)
+    elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="not a VQ-VAE"):
+    with pytest.raises(OSError, match="not a VQ-VAE"):
         VQVAE.load(path)
+
+
+def test_a_flipped_byte_of_the_weights_is_found(tmp_path):
+    model, path = make(), tmp_path / "vqvae.pt"
+    model.save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(model.encoder[2].weight.detach().numpy().tobytes()) + 100
+    content[place] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)  # which does not look
+    with pytest.raises(zipfile.BadZipFile, match="damaged"):
+        read_file(path)
+    with pytest.raises(OSError, match="damaged"):
+        VQVAE.load(path)
+
+
+def test_what_never_moves_in_the_data_is_nothing_to_the_networks():
+    rng = torch.Generator().manual_seed(0)
+    data = torch.randn(1000, 4, generator=rng)
+    data[:, 1], data[:, 2] = 0.42, 0.0
+    data[:, 3] = 1e-4 * data[:, 3]  # moves little, and may be in other units
+    standardize = Standardize.for_data(data)
+    seen = standardize(data)
+    assert (standardize(data + 0.005)[:, 1:3] == 0).all() and (seen[:, 1:3] == 0).all()
+    torch.testing.assert_close(seen[:, 0], (data[:, 0] - data[:, 0].mean()) / (data[:, 0].std(unbiased=False) + 1e-3))
+    assert seen[:, 3].std() == pytest.approx(1e-4 / (1e-4 + 1e-3), rel=0.1)
+    assert torch.equal(Standardize.for_data(data, wanted=False)(data), data)
 
 
 def test_weights_of_another_architecture_or_other_data_are_refused(tmp_path):
@@ -273,19 +303,19 @@ def test_weights_of_another_architecture_or_other_data_are_refused(tmp_path):
     same = make(mean=1.0)
     same.load_weights(tmp_path / "vqvae.pt")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
-    with pytest.raises(ValueError, match="has codebook_size 16, this run needs 64"):
+    with pytest.raises(OSError, match=r"'codebook_size': 16.*this run needs.*'codebook_size': 64"):
         VQVAE(5, 3, embedding_dim=8, hidden_dim=32).load_weights(tmp_path / "vqvae.pt")
-    with pytest.raises(ValueError, match="of another dataset"):
+    with pytest.raises(OSError, match="of another dataset"):
         make(mean=2.0).load_weights(tmp_path / "vqvae.pt")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    write_file(tmp_path / "a.txt", lambda path: path.write_text("old"))
-
-    def fails(path):
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_file(tmp_path / "a.txt", fails)
-    assert (tmp_path / "a.txt").read_text() == "old"
+    write_file(tmp_path / "a.txt", lambda file: file.write(b"old"))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*a.txt: .*File too large"):
+            write_file(tmp_path / "a.txt", lambda file: file.write(bytes(2000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]

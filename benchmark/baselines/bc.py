@@ -12,9 +12,13 @@ Data, evaluation and outputs are those of saq_bc.py, from which they are importe
 """
 
 import copy
+import signal
 import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
 
 import torch
 import torch.nn as nn
@@ -63,12 +67,6 @@ def bc_loss(actor: GaussianPolicy, observations: torch.Tensor, actions: torch.Te
     return {"loss": -actor.log_prob(observations, actions).mean()}
 
 
-def standardizer(observations: torch.Tensor, wanted: bool) -> Standardize:
-    """What every network does first, by the mean and deviation of observations (N, observation_dim); else nothing."""
-    mean, std = observations.mean(0), observations.std(0, unbiased=False) + 1e-3
-    return Standardize(mean, std) if wanted else Standardize(torch.zeros_like(mean), torch.ones_like(std))
-
-
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -76,7 +74,7 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    standardize, action_dim = standardizer(data["observations"], args.standardize), data["actions"].shape[1]
+    standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
 
     actor = GaussianPolicy(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)
     actor_acting = copy.deepcopy(actor)

@@ -18,16 +18,19 @@ an average of the policy's weights acts. Data, evaluation and outputs are those 
 
 import copy
 import math
+import signal
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
+
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from bc import standardizer
 from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -188,7 +191,7 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    standardize, action_dim = standardizer(data["observations"], args.standardize), data["actions"].shape[1]
+    standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
 
     sizes = standardize, action_dim, args.hidden_dim, args.layer_norm
     q, actor = TwinQ(*sizes).to(device), TanhGaussianPolicy(*sizes).to(device)

@@ -14,20 +14,24 @@ Data, evaluation and outputs are those of saq_iql.py.
 """
 
 import copy
+import signal
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
+
 import numpy as np
 import torch
 import torch.nn as nn
-from bc import GaussianPolicy, standardizer
+from bc import GaussianPolicy
 from cql import TwinQ, n_step_transitions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from saq_iql import Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
-from vqvae import ema_weight, follow
+from vqvae import Standardize, ema_weight, follow
 
 
 class Method(NamedTuple):
@@ -83,7 +87,7 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    standardize, action_dim = standardizer(data["observations"], args.standardize), data["actions"].shape[1]
+    standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
 
     q = TwinQ(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)
     v = mlp(standardize, 1, args.hidden_dim, args.layer_norm).to(device)
