@@ -1,5 +1,6 @@
 """What the tests share. Datasets beside the repository (`../shared/datasets`) are optional: their tests skip."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ["OMP_NUM_THREADS"] = "1"  # of scripts that tests run, two at once
 
 ALGORITHMS = ("saq_bc", "saq_iql", "saq_cql", "saq_brac")
 

@@ -58,7 +58,7 @@ def test_a_copied_file_learns_from_arrays_and_a_gymnasium_environment(arrays, tm
         shutil.copy(path, tmp_path)
     flags = ["--vqvae-steps=60", "--total-steps=60", "--hidden-dim=16", "--codebook-size=8", "--eval-every=30"]
     flags += ["--bc-steps=30"] if algorithm in ("saq_iql", "saq_brac") else []
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, "mine.py", *flags, "--device=cpu"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,8 +189,7 @@ LAUNCHERS = {
 
 def run(*words, folder, code=0):
     command = [sys.executable, str(ROOT / "benchmark" / words[0]), *map(str, words[1:])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

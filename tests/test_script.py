@@ -42,7 +42,7 @@ def small(algorithm):
 
 
 def run(*flags, folder=None, env=None, code=0, algorithm="saq_cql"):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+    environment = os.environ | (env or {})
     done = subprocess.run(
         command(*flags, algorithm=algorithm), cwd=folder, env=environment, capture_output=True, text=True
     )
@@ -80,7 +80,8 @@ def runs_of(tmp_path_factory):
     def run_once(algorithm):
         if algorithm not in finished:
             folder = tmp_path_factory.mktemp(algorithm)
-            done = run(*small(algorithm), "--capture-video", folder=folder, algorithm=algorithm)
+            video = ["--capture-video"] * (algorithm == "saq_cql")
+            done = run(*small(algorithm), *video, folder=folder, algorithm=algorithm)
             finished[algorithm] = only_run(folder / "runs"), done
         return finished[algorithm]
 
@@ -139,7 +140,8 @@ def test_a_run_leaves_the_documented_files(runs_of, algorithm):
     assert result["dataset_normalized_return"] == pytest.approx(53.8, abs=0.1)
     assert result["total_steps"] == 60 and result["wall_clock_seconds"] > 0
     assert not list(folder.glob("part-*"))
-    assert (folder / "video.gif").read_bytes().startswith(b"GIF89a")
+    if algorithm == "saq_cql":
+        assert (folder / "video.gif").read_bytes().startswith(b"GIF89a")
 
     evaluations = np.load(folder / "eval.npz")
     assert evaluations["step"].tolist() == [20, 20, 40, 40, 60, 60, 60]
@@ -240,9 +242,8 @@ def wait_for(process, folder, phase, step):
 )
 def test_killed_in_any_phase_and_resumed_gives_the_same_bits(uninterrupted, tmp_path, algorithm, phase):
     case = (algorithm, 1200) if phase == "vqvae" else (algorithm,)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = command(*longer(*case), algorithm=algorithm)
-    process = subprocess.Popen(child, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(child, cwd=tmp_path, stdout=subprocess.DEVNULL)
     wait_for(process, tmp_path, phase, 300)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -422,9 +423,7 @@ def test_bad_input_is_one_line_and_exit_code_2(runs_of, finished, tmp_path, case
 
 def test_a_killed_run_resumed_has_no_step_twice_in_its_curves(uninterrupted, tmp_path):
     """Curves are written with checkpoints; this run is killed between two of them."""
-    process = subprocess.Popen(
-        command(*longer("saq_cql")), cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    process = subprocess.Popen(command(*longer("saq_cql")), cwd=tmp_path, stdout=subprocess.DEVNULL)
     wait_for(process, tmp_path, "rl", 1100)
     process.kill()
     process.wait()
