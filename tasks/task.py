@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import logging
+import multiprocessing
 import os
 import sys
 import warnings
@@ -205,9 +206,18 @@ class Task(ABC):
             print(f"{name:<25}{np.mean(values):7.1f} +- {error:4.1f}{len(values):>10}")
 
     def check_video(self) -> None:
-        """Fail with one line if this machine cannot render the environment."""
-        self._rendering_env().close()
-        gc.collect()  # robosuite's renderer complains when it is freed only at the program's end
+        """Fail with one line if this machine cannot render the environment.
+
+        It is tried in a process of its own: where Mesa's OpenGL is loaded already, loading Triton, as a GPU's PyTorch
+        does when it makes an optimizer, is a segmentation fault. The other way round they get along.
+        """
+        process = multiprocessing.Process(target=self._rendering_env)
+        process.start()
+        process.join()
+        if process.exitcode == 2:  # it has said why
+            raise SystemExit(2)
+        if process.exitcode:
+            fail(f"--capture-video cannot render here: exit code {process.exitcode}")
 
     def capture_video(self, policy: Policy, path: Path, seed: int = 1, episodes: int = 3) -> None:
         """Write the first `episodes` episodes of `evaluate(policy, seed=seed)` to `path`, a gif."""

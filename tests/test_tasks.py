@@ -177,7 +177,7 @@ def test_no_seed_is_refused(seed):
     assert seeds.tolist() == [(10_000 * seed + i) % 2**32 for i in range(3)]
 
 
-def test_video_is_a_gif_of_the_first_episodes_or_one_line(tmp_path, monkeypatch, capsys):
+def test_video_is_a_gif_of_the_first_episodes_or_one_line(tmp_path, monkeypatch, capfd):
     task = tasks.make()
     frame = np.zeros((64, 64, 3), np.uint8)
 
@@ -201,7 +201,7 @@ def test_video_is_a_gif_of_the_first_episodes_or_one_line(tmp_path, monkeypatch,
     monkeypatch.setattr(task, "make_env", broken)
     with pytest.raises(SystemExit) as stop:
         task.check_video()
-    error = capsys.readouterr().err
+    error = capfd.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1
     assert error.startswith("error: --capture-video cannot render here (RuntimeError)")
 
