@@ -60,6 +60,7 @@ ROBOMIMIC = {f"{name}-ph": name.replace("_", "-") for name in ("lift", "can", "s
 IGNORED = {  # arguments that say which data, where and how to run, not what to learn
     *("env_id", "dataset_path", "dataset_filter", "seed", "runs_dir", "resume", "vqvae_path", "device", "compile"),
     *("checkpoint_every", "eval_every", "eval_episodes", "final_eval_episodes", "track", "capture_video"),
+    *("action_low", "action_high", "dataset"),
 }
 with open(Path(__file__).parent / "paper.csv", newline="") as _file:
     _rows = list(csv.DictReader(_file))

@@ -22,6 +22,7 @@ _times = itertools.count(10)
 def make_run(folder, algorithm, seed, scores, env_id="hopper-medium-v2", other=(0.0,), way=None, curve=(), **args):
     """A run's folder with the three files that the report reads; `other` are the scores of another `way` of acting."""
     args = {"env_id": env_id, "dataset_path": None, "dataset_filter": None, "seed": seed, "acting": "mean", **args}
+    args |= {"action_low": [-1.0] * len(env_id), "action_high": [1.0], "dataset": {"rewards": len(env_id)}}  # its own
     folder = folder / f"{env_id.replace('/', '_')}__{algorithm}__{seed}__{next(_times)}"
     folder.mkdir(parents=True)
     description = {"args": args, "versions": {"torch": "2"}, "git_commit": "abc"}
