@@ -83,7 +83,7 @@ class Running(NamedTuple):
     eval_episodes: Count = 10  # episodes of each
     final_eval_episodes: Annotated[int | None, (1, np.inf)] = None  # after the last step; default 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
-    seed: int = 1  # of networks, batches and evaluation episodes
+    seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
     compile: bool = False  # compile the losses with torch.compile
     runs_dir: str = "runs"  # folder in which the run's folder is made

@@ -55,7 +55,7 @@ def test_the_way_of_acting_is_one_argument_with_a_default_of_saq_bcs_own():
         ("step % 500 == 0", "step % 501 == 0", "Run.steps"),
         ("    def load(self):\n", "    def load(self):  # here\n", "Run.load"),
         ("hidden_dim), *[nn.LayerNorm", "hidden_dim), *2 * [nn.LayerNorm", "mlp"),
-        ("seed: int = 1  #", "seed: int = 2  #", "Running.seed"),
+        ("2**63 - 1)] = 1  #", "2**63 - 1)] = 2  #", "Running.seed"),
         ("  # of networks, batches and evaluation episodes", "", "Running.seed"),
         ("    for _ in range(n - 1):", "    for _ in range(n):", "n_step_returns"),
         (END, f"# only here\n{END}", "the section"),
