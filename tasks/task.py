@@ -307,7 +307,7 @@ def check_rows(where: str, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
     Raises:
         SystemExit: with one line on stderr and code 2, at other lengths or types, at a NaN, an infinity or a value
-            beyond float32, or a flag other than 0 and 1.
+            whose square is beyond float32, or a flag other than 0 and 1.
     """
     count, checked = len(rows["observations"]), {}
     for key, values in rows.items():
@@ -328,10 +328,10 @@ def check_rows(where: str, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]
                 fail(f"{where}: {key} is {values[~known][0]} in row {np.argmin(known)}, neither 0 nor 1")
             checked[key] = values.astype(bool, copy=False)
             continue
-        with np.errstate(over="ignore"):
-            checked[key] = values.astype(np.float32, copy=False)
-        if values.dtype != np.float32 and not (finite := np.isfinite(checked[key])).all():
-            fail(f"{where}: {key} has a value too large for float32 in row {np.argwhere(~finite)[0, 0]}")
+        if not (small := np.abs(values) < 1e18).all():
+            row = np.argwhere(~small)[0, 0]
+            fail(f"{where}: {key} has a value too large for float32 in row {row}; from 1e18 on its squares overflow")
+        checked[key] = values.astype(np.float32, copy=False)
     return checked
 
 

@@ -130,8 +130,9 @@ def mutate_hdf5(path: Path, rng: np.random.Generator) -> None:
         for _ in range(rng.integers(1, 3)):
             nodes = {}
             file.visititems(lambda name, node, nodes=nodes: nodes.update({name: node}))
-            names = [name for name in nodes if isinstance(name, str) and isinstance(nodes[name], h5py.Dataset)]
-            attributes = [(name, key) for name in nodes if isinstance(name, str) for key in nodes[name].attrs]
+            nodes = {name: node for name, node in nodes.items() if isinstance(name, str)}
+            names = [name for name, node in nodes.items() if isinstance(node, h5py.Dataset) and node.nbytes < 2**20]
+            attributes = [(name, key) for name, node in nodes.items() for key in node.attrs]
             if not names:
                 return
             name = names[rng.integers(len(names))]

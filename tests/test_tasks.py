@@ -102,6 +102,7 @@ def test_bounds_of_1_leave_actions_as_they_are():
         ({"rewards": np.full(6, np.nan)}, "rewards has a NaN or an infinity in row 0"),
         ({"ends": np.zeros(5, bool)}, "ends has 5 rows"),
         ({"rewards": np.full(6, 1e39)}, "rewards has a value too large for float32 in row 0"),
+        ({"rewards": np.float32([0, 0, 0, -1e19, 0, 0])}, "rewards has a value too large for float32 in row 3"),
         ({"actions": np.array([["a", "b"]] * 6)}, "not numbers"),
         ({"terminals": np.full(6, 0.5)}, "terminals is 0.5 in row 0"),
         ({"observations": np.zeros((6, 4)), "next_observations": np.zeros((6, 4))}, "those of made-v0 (3,)"),
