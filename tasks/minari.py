@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import numpy as np
 
-from tasks.task import Task, check_rows, data_folder, fail, join, quiet
+from tasks.task import Task, check_rows, check_stored, data_folder, fail, join, quiet
 
 FOLDER = ("MINARI_DATASETS_PATH", ".minari", "datasets")
 
@@ -54,6 +55,8 @@ class Minari(Task):
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         episodes, returns = [], []
         try:
+            if (file := locate(self.env_id) / "data" / "main_data.hdf5").exists():  # else in another format of Minari's
+                check_file(file)
             for episode in self.stored.iterate_episodes():
                 observations = flatten_steps(self.stored.observation_space, episode.observations)
                 columns = {
@@ -84,6 +87,12 @@ class Minari(Task):
         if not fits:
             fail(f"{self.env_id} observes {self.stored.observation_space}, its environment {env.observation_space}")
         return gym.wrappers.TransformObservation(env, flatten, space)
+
+
+def check_file(path: Path) -> None:
+    """Raise TypeError where an array in an HDF5 file promises more than is stored, which would take gigabytes."""
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda key, node: check_stored(key, node) if isinstance(node, h5py.Dataset) else None)
 
 
 def flatten_steps(space: gym.Space, values) -> np.ndarray:

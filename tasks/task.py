@@ -342,19 +342,23 @@ def read_array(parent: h5py.Group, key: str) -> np.ndarray:
         KeyError, TypeError: where it is not there, not an array, or less of it is stored than its shape promises, so
             that a damaged header is not answered with gigabytes of memory.
     """
-    array = parent[key]
-    if not isinstance(array, h5py.Dataset):
+    if not isinstance(parent[key], h5py.Dataset):
         raise TypeError(f"{key} is not an array")
+    check_stored(key, parent[key])
+    return parent[key][()]
+
+
+def check_stored(key: str, array: h5py.Dataset) -> None:
+    """Raise TypeError where less of an HDF5 array is stored than its shape promises."""
     if array.shape is None or array.is_virtual or array.external:  # nothing at all, or in other files
         stored = True
     elif array.chunks is None:
-        stored = array.id.get_storage_size() >= array.nbytes and array.nbytes <= os.path.getsize(parent.file.filename)
+        stored = array.id.get_storage_size() >= array.nbytes and array.nbytes <= os.path.getsize(array.file.filename)
     else:
         chunks = np.prod([-(-size // chunk) for size, chunk in zip(array.shape, array.chunks)], dtype=float)
         stored = array.id.get_num_chunks() == chunks
     if not stored:
         raise TypeError(f"{key} has shape {array.shape}, but less of it is stored")
-    return array[()]
 
 
 def join(where: str, trajectories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

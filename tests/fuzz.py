@@ -131,7 +131,8 @@ def mutate_hdf5(path: Path, rng: np.random.Generator) -> None:
             nodes = {}
             file.visititems(lambda name, node, nodes=nodes: nodes.update({name: node}))
             nodes = {name: node for name, node in nodes.items() if isinstance(name, str)}
-            names = [name for name, node in nodes.items() if isinstance(node, h5py.Dataset) and node.nbytes < 2**20]
+            arrays = [name for name, node in nodes.items() if isinstance(node, h5py.Dataset) and node.shape is not None]
+            names = [name for name in arrays if nodes[name].nbytes < 2**20]
             attributes = [(name, key) for name, node in nodes.items() for key in node.attrs]
             if not names:
                 return
@@ -143,7 +144,7 @@ def mutate_hdf5(path: Path, rng: np.random.Generator) -> None:
                 if (choice := rng.integers(len(odd) + 1)) < len(odd):
                     file[name].attrs[key] = odd[choice]
                 continue
-            parent, values = file[name].parent, file[name][()]
+            parent, values = file[name].parent, np.asarray(file[name][()])
             leaf = name.rpartition("/")[2]
             choice = rng.integers(12)
             if choice == 11:  # the group goes, too
