@@ -254,14 +254,14 @@ class Run:
             scores[acting] = self.evaluate(policy, acting, args.final_eval_episodes, *kept)
         model = {"args": self.flags} | {name: module.state_dict() for name, module in modules.items()}
         write_file(self.folder / "model.pt", partial(torch.save, model))
+        for curve in self.curves if self.metrics or not (self.folder / "result.json").exists() else ():
+            self.writer.add_scalar(*curve)  # but not once more where a finished run is only evaluated again
+        self.writer.close()
         result = {"env_id": args.env_id, "algorithm": self.algorithm, "seed": args.seed, **facts, "scores": scores}
         result |= {"normalized_score": np.mean(scores[args.acting]), "normalized_scores": scores[args.acting]}
         result |= {"dataset_normalized_return": np.mean(self.task.dataset_scores), "total_steps": args.total_steps}
         result |= {"training_seconds": trained, "wall_clock_seconds": time.time() - self.start}
         write_file(self.folder / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
-        for curve in self.curves:  # not in the checkpoint: a finished run that goes on evaluates again
-            self.writer.add_scalar(*curve)
-        self.writer.close()
         self.task.print_scores({f"{self.algorithm.replace('_', '-').upper()}, {k}": v for k, v in scores.items()})
         print(f"{result['wall_clock_seconds']:.0f} seconds; all of it in {self.folder}")
 

@@ -269,6 +269,15 @@ def test_resume_can_extend_a_run_at_another_rate(finished, tmp_path):
     assert np.load(folder / "eval.npz")["step"].tolist() == [20, 20, 40, 40, 80, 80, 80, 80]
 
 
+def test_a_finished_run_can_act_in_another_way_and_has_no_point_twice(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    run("--resume", folder, "--acting=greedy")
+    before, after = (json.loads((path / "result.json").read_text()) for path in (finished[0], folder))
+    assert before["scores"] == after["scores"] and after["normalized_scores"] == before["scores"]["greedy"]
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("eval/normalized_score")] == [20, 40, 60]
+
+
 def test_a_checkpoint_of_another_device_is_resumed_with_new_draws(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "run")
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
