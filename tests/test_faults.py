@@ -199,7 +199,7 @@ def test_a_graphics_library_that_is_not_here_is_one_line(tmp_path, flags):
     one_line(run(*SMALL, *flags, folder=tmp_path, env={"MUJOCO_GL": "bogus"}, code=2), "MUJOCO_GL")
 
 
-@pytest.mark.parametrize("algorithm", ["saq_bc", "saq_iql", "saq_cql", "saq_brac", "benchmark/baselines/bc"])
+@pytest.mark.parametrize("algorithm", ["saq_bc", "saq_iql", "saq_cql", "benchmark/baselines/bc"])
 def test_data_without_an_environment(tmp_path, algorithm):
     """Such as a real robot's: what is reported is of trajectories that no step has seen, in the data's own units."""
     observations = np.random.default_rng(0).normal(size=(2000, 5))

@@ -234,10 +234,8 @@ def wait_for(process, folder, phase, step):
         ("saq_cql", "vqvae"),
         ("saq_cql", "rl"),
         ("saq_bc", "bc"),
-        ("saq_iql", "bc"),
         ("saq_iql", "rl"),
         ("saq_brac", "bc"),
-        ("saq_brac", "rl"),
     ],
 )
 def test_killed_in_any_phase_and_resumed_gives_the_same_bits(uninterrupted, tmp_path, algorithm, phase):
