@@ -122,7 +122,7 @@ def fail(message):
 
 def parse_args(method):
     """The command line within its bounds, as a flat namespace. `--resume RUN` puts the words of that run before it."""
-    traceback = sys.excepthook  # but for the machine's faults: a full disk, a folder that cannot be written
+    traceback = sys.excepthook  # of other errors than the machine's (a full disk, a folder that cannot be written)
     sys.excepthook = lambda kind, *error: fail(error[0]) if issubclass(kind, OSError) else traceback(kind, *error)
     groups = {"data": Data, "method": method, "running": Running}
     Data.__doc__ = method.__doc__ = Running.__doc__ = None  # or --help shows the signatures that NamedTuple puts there

@@ -124,7 +124,7 @@ def iql_loss(q: nn.Module, q_target: nn.Module, v: nn.Module, batch: Batch, expe
 
 
 def policy_logits(q: torch.Tensor, pi_b: torch.Tensor, temperature: float, floor: float | None) -> torch.Tensor:
-    """Logits (B, K) of argmax_pi E_pi[Q] - temperature KL(pi || pi_b) (equation 7), Q and the logits of pi_b (B, K)."""
+    """Logits (B, K) of argmax_pi E_pi[Q] - temperature KL(pi || pi_b) (eq. 7), from Q and logits of pi_b (B, K)."""
     log_behavior = pi_b.log_softmax(1)
     return q / temperature + (log_behavior if floor is None else log_behavior.clamp(min=floor))
 
@@ -173,7 +173,7 @@ def fail(message):
 
 def parse_args(method):
     """The command line within its bounds, as a flat namespace. `--resume RUN` puts the words of that run before it."""
-    traceback = sys.excepthook  # but for the machine's faults: a full disk, a folder that cannot be written
+    traceback = sys.excepthook  # of other errors than the machine's (a full disk, a folder that cannot be written)
     sys.excepthook = lambda kind, *error: fail(error[0]) if issubclass(kind, OSError) else traceback(kind, *error)
     groups = {"data": Data, "method": method, "running": Running}
     Data.__doc__ = method.__doc__ = Running.__doc__ = None  # or --help shows the signatures that NamedTuple puts there

@@ -31,7 +31,7 @@ class Own(Task):
         if len(rows["ends"]) < 2:
             fail(f"{self.path} has too few transitions: one to train on and one to hold out are needed")
         lengths = np.diff(np.flatnonzero(np.append(rows["ends"][:-1], True)), prepend=-1)
-        self.max_episode_steps = self.max_episode_steps or int(lengths.max(initial=1))
+        self.max_episode_steps = self.max_episode_steps or int(lengths.max())
         return rows, returns
 
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -51,9 +51,9 @@ class Own(Task):
         """As `Task.dataset`, but for what is held out: each tenth trajectory, of fewer the last, of one a tenth."""
         data = super().dataset()
         del self.contents  # or the file stays in memory beside them
-        ends, count = data["ends"], len(data["ends"])
+        ends = data["ends"]
         if ends.sum() == 1:
-            ends[min(int(0.9 * count), count - 1) - 1] = True
+            ends[int(0.9 * len(ends)) - 1] = True
         trajectory = np.cumsum(ends) - ends
         kept = trajectory % 10 != 9 if ends.sum() >= 10 else trajectory != ends.sum() - 1
         self.held_out = data["observations"][~kept], data["actions"][~kept]

@@ -1,6 +1,6 @@
 """Load mutated datasets, each in a process of its own: the outcome must be data, or one line and exit code 2.
 
-    python tests/fuzz.py --files 2000             # some 20 minutes on one core
+    python tests/fuzz.py --files 2000             # some 8 minutes on one core
     python tests/fuzz.py --source d4rl --first 17 --files 1 --keep /tmp/d4rl    # file 17 again, kept to look at
 
 Files of D4RL's, robomimic's, OGBench's and Minari's layouts are mutated in bytes (flipped, zeroed, inserted, cut) and
