@@ -41,7 +41,7 @@ from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file,
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
-Fraction, Weight = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)]
+Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)], Annotated[int | None, (1, np.inf)]
 
 
 class Data(NamedTuple):
@@ -49,13 +49,13 @@ class Data(NamedTuple):
     dataset_path: str | None = None  # file of D4RL's, robomimic's or OGBench's layout in place of the id's own
     dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
     observation_keys: list[str] | None = None  # robomimic files: default end effectors, grippers, object (the paper)
-    max_episode_steps: Annotated[int | None, (1, np.inf)] = None  # of evaluation; default the benchmark's
+    max_episode_steps: Auto = None  # of evaluation; default the benchmark's
 
 
 class Method(NamedTuple):
-    vqvae_steps: Count = 3000  # gradient steps of the VQ-VAE
+    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default 0.15 a transition, from 3000 to 50,000
     vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, in place of training one
-    total_steps: Count = 3000  # gradient steps of the behavior policy
+    total_steps: Auto = None  # gradient steps of the behavior policy; default likewise
     batch_size: Count = 256  # transitions per gradient step
     codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
@@ -71,7 +71,7 @@ class Method(NamedTuple):
 class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
     eval_episodes: Count = 10  # episodes of each
-    final_eval_episodes: Annotated[int | None, (1, np.inf)] = None  # after the last step; default 100, robosuite 50
+    final_eval_episodes: Auto = None  # after the last step; default 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
@@ -216,11 +216,11 @@ class Run:
             if step % 500 == 0 or step == total:
                 values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
                 bar.set_postfix(values)
-                speed = "charts/SPS" if tag == "losses/" else f"charts/SPS_{phase}"
-                self.curves.append((speed, (step - last) / (time.time() - since), step))
+                rate, name = (step - last) / (time.time() - since), "SPS" if tag == "losses/" else f"SPS_{phase}"
+                self.curves.append((f"charts/{name}", rate, step))
                 self.curves += [(f"{tag}{name}", value, step) for name, value in values.items()]
-                last, since = step, time.time()
-                if bar.disable and (step * 10 // total > (step - 500) * 10 // total or step == total):
+                last, since, values["seconds_left"] = step, time.time(), (total - step) / rate
+                if bar.disable and (step == 500 or step * 10 // total > (step - 500) * 10 // total or step == total):
                     print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
             if step % self.args.checkpoint_every == 0 or step == total or self.interrupted:
                 self.save()
@@ -274,6 +274,8 @@ if __name__ == "__main__":
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
     observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
+    steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
+    vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
         vqvae.load_weights(args.vqvae_path)

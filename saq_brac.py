@@ -45,7 +45,7 @@ from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file,
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
-Fraction, Weight = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)]
+Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)], Annotated[int | None, (1, np.inf)]
 
 
 class Data(NamedTuple):
@@ -53,14 +53,14 @@ class Data(NamedTuple):
     dataset_path: str | None = None  # file of D4RL's, robomimic's or OGBench's layout in place of the id's own
     dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
     observation_keys: list[str] | None = None  # robomimic files: default end effectors, grippers, object (the paper)
-    max_episode_steps: Annotated[int | None, (1, np.inf)] = None  # of evaluation; default the benchmark's
+    max_episode_steps: Auto = None  # of evaluation; default the benchmark's
 
 
 class Method(NamedTuple):
-    vqvae_steps: Count = 3000  # gradient steps of the VQ-VAE
+    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default 0.15 a transition, from 3000 to 50,000
     vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, in place of training one
-    bc_steps: Annotated[int, (0, np.inf)] = 3000  # gradient steps of the behavior policy over codes
-    total_steps: Count = 3000  # gradient steps of Q
+    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default likewise
+    total_steps: Auto = None  # gradient steps of Q; default likewise
     batch_size: Count = 256  # transitions per gradient step
     codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
@@ -70,8 +70,8 @@ class Method(NamedTuple):
     layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
     restart_every: Annotated[int, (0, np.inf)] = 500  # VQ-VAE steps between restarts of unused codes; 0: no (the paper)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps
-    n_step: Annotated[int | None, (1, np.inf)] = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps, 50 in play
+    n_step: Auto = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
     value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
     alpha: Positive = 3.0  # weight of the KL divergence from the behavior policy
     tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
@@ -81,7 +81,7 @@ class Method(NamedTuple):
 class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
     eval_episodes: Count = 10  # episodes of each
-    final_eval_episodes: Annotated[int | None, (1, np.inf)] = None  # after the last step; default 100, robosuite 50
+    final_eval_episodes: Auto = None  # after the last step; default 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
@@ -105,11 +105,6 @@ def policy_logits(q: torch.Tensor, log_pi_b: torch.Tensor, alpha: float) -> torc
     return q / alpha + log_pi_b
 
 
-def soft_value(q: torch.Tensor, log_pi_b: torch.Tensor, alpha: float) -> torch.Tensor:
-    """max_pi E_pi[Q] - alpha KL(pi || pi_b) (B,), from Q and log pi_b, both (B, K)."""
-    return alpha * torch.logsumexp(policy_logits(q, log_pi_b, alpha), 1)
-
-
 def brac_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float) -> Batch:
     """Q-learning with BRAC's value penalty (Wu et al., section 3), in closed form over policies.
 
@@ -121,8 +116,8 @@ def brac_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float) -> 
     Returns `loss` to minimize and `q_values`, the mean Q of the codes, scalars.
     """
     with torch.no_grad():
-        next_values = soft_value(q_target(batch["next_observations"]), batch["next_log_pi_b"], alpha)
-        targets = batch["returns"] + batch["discounts"] * next_values
+        logits = policy_logits(q_target(batch["next_observations"]), batch["next_log_pi_b"], alpha)
+        targets = batch["returns"] + batch["discounts"] * alpha * torch.logsumexp(logits, 1)
     taken = q(batch["observations"]).gather(1, batch["codes"][:, None]).squeeze(1)
     return {"loss": F.mse_loss(taken, targets), "q_values": taken.detach().mean()}
 
@@ -135,11 +130,9 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
     """
     rewards, continues = data["rewards"], ~data["ends"] & (data["terminals"] == 0)
     returns, discounts, last = rewards, torch.ones_like(rewards), torch.arange(len(rewards), device=rewards.device)
-    for _ in range(n - 1):
-        if not (going := continues[last]).any():
-            break
-        last = last + going
-        discounts = torch.where(going, gamma * discounts, discounts)
+    for _ in range(min(n, len(rewards)) - 1):
+        going = continues[last]
+        last, discounts = last + going, torch.where(going, gamma * discounts, discounts)
         returns = returns + going * discounts * rewards[last]
     return returns, last, gamma * discounts * (1 - data["terminals"][last])
 
@@ -265,11 +258,11 @@ class Run:
             if step % 500 == 0 or step == total:
                 values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
                 bar.set_postfix(values)
-                speed = "charts/SPS" if tag == "losses/" else f"charts/SPS_{phase}"
-                self.curves.append((speed, (step - last) / (time.time() - since), step))
+                rate, name = (step - last) / (time.time() - since), "SPS" if tag == "losses/" else f"SPS_{phase}"
+                self.curves.append((f"charts/{name}", rate, step))
                 self.curves += [(f"{tag}{name}", value, step) for name, value in values.items()]
-                last, since = step, time.time()
-                if bar.disable and (step * 10 // total > (step - 500) * 10 // total or step == total):
+                last, since, values["seconds_left"] = step, time.time(), (total - step) / rate
+                if bar.disable and (step == 500 or step * 10 // total > (step - 500) * 10 // total or step == total):
                     print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
             if step % self.args.checkpoint_every == 0 or step == total or self.interrupted:
                 self.save()
@@ -323,6 +316,8 @@ if __name__ == "__main__":
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
     observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
+    steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
+    vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
         vqvae.load_weights(args.vqvae_path)
@@ -366,7 +361,8 @@ if __name__ == "__main__":
         follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
 
     # Behavior-regularized Q-learning. One rule for all data: the mean trajectory, of h steps, sets gamma and n.
-    h = min(len(codes) / data["ends"].sum().item(), task.max_episode_steps)
+    play = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()  # goes on after goals that it met by accident
+    h = 50 if play else min(len(codes) / data["ends"].sum().item(), task.max_episode_steps)
     gamma, n_step = 1 - 1 / h if args.gamma is None else args.gamma, args.n_step or max(1, round(h / 50))
     largest = n_step_returns(data, gamma, task.max_episode_steps)[0].abs().max().item()
     scale = args.value_scale / (largest or 1.0) if args.value_scale else 1.0

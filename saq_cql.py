@@ -1,16 +1,16 @@
 """SAQ-CQL: conservative Q-learning on the codes of a state-conditioned action VQ-VAE.
 
     code        c = encode(s, a), looked up: computed once per transition
-    target      y = R + gamma^n (1 - terminal) sum_k pi_target(k|s') Q_target(s', k),  R = sum_{i<n} gamma^i r_i
-    loss        mean (Q(s, c) - y)^2 + alpha * mean (T logsumexp_k (Q(s, k) / T) - Q(s, c)),  s' after n steps
-    policy      pi(k|s) = softmax_k (Q(s, k) / T),  pi_target likewise of Q_target
-    action      sum_k pi(k|s) decode(s, k)
+    behavior    mean -log pi_b(c|s)
+    target      y = R + gamma^n (1 - terminal) sum_k pi_target(k|s') Q_target(s', k),  R and s' of n steps
+    loss        mean (Q(s, c) - y)^2 - alpha mean log pi(c|s)
+    policy      pi(k|s) = softmax_k (Q(s, k) + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
-Over K codes log-sum-exp and expectation are sums of K terms, where continuous CQL samples actions. The regularizer is T
-times the cross-entropy of pi on the data's codes, so alpha says how closely the policy imitates.
+But for a constant, -log pi(c|s) is CQL's regularizer logsumexp_k (Q(s, k) + log rho(k|s)) - Q(s, c) with rho = pi_b: a
+sum of K terms, where continuous CQL samples actions. With the paper's uniform rho (--bc-steps 0) Q has to imitate, too.
 
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4
-    Kumar et al., *Conservative Q-Learning for Offline Reinforcement Learning*, NeurIPS 2020, equation 4
+    Kumar et al., *Conservative Q-Learning for Offline Reinforcement Learning*, NeurIPS 2020, equations 3 and 4
 
     python saq_cql.py --env-id hopper-medium-v2    # or what else `python -m tasks` lists; without an id: a demo
 """
@@ -44,7 +44,7 @@ from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file,
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
-Fraction, Weight = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)]
+Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)], Annotated[int | None, (1, np.inf)]
 
 
 class Data(NamedTuple):
@@ -52,27 +52,27 @@ class Data(NamedTuple):
     dataset_path: str | None = None  # file of D4RL's, robomimic's or OGBench's layout in place of the id's own
     dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
     observation_keys: list[str] | None = None  # robomimic files: default end effectors, grippers, object (the paper)
-    max_episode_steps: Annotated[int | None, (1, np.inf)] = None  # of evaluation; default the benchmark's
+    max_episode_steps: Auto = None  # of evaluation; default the benchmark's
 
 
 class Method(NamedTuple):
-    vqvae_steps: Count = 3000  # gradient steps of the VQ-VAE
+    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default 0.15 a transition, from 3000 to 50,000
     vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, in place of training one
-    total_steps: Count = 6000  # gradient steps of Q
+    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default likewise
+    total_steps: Auto = None  # gradient steps of Q; default likewise
     batch_size: Count = 256  # transitions per gradient step
     codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
-    weight_decay: Weight = 1e-3  # AdamW's, for Q
+    weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
     restart_every: Annotated[int, (0, np.inf)] = 500  # VQ-VAE steps between restarts of unused codes; 0: no (the paper)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps
-    n_step: Annotated[int | None, (1, np.inf)] = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps, 50 in play
+    n_step: Auto = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
     value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
-    alpha: Weight = 20.0  # weight of the conservative regularizer
-    temperature: Positive = 1.0  # T, of the log-sum-exp and of the policy
+    alpha: Weight = 4.0  # weight of the conservative regularizer
     backup: Literal["expected", "greedy"] = "expected"  # value of s': the policy's, or the largest Q's (the paper)
     target_period: Count = 20  # gradient steps between copies of Q to its target network (the paper: 200)
     acting: Literal["mean", "greedy", "sampled"] = "mean"  # decode the policy's mean, most probable code, or a sample
@@ -81,7 +81,7 @@ class Method(NamedTuple):
 class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
     eval_episodes: Count = 10  # episodes of each
-    final_eval_episodes: Annotated[int | None, (1, np.inf)] = None  # after the last step; default 100, robosuite 50
+    final_eval_episodes: Auto = None  # after the last step; default 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
@@ -100,30 +100,28 @@ def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: boo
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
-def cql_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float, temperature: float, backup: str) -> Batch:
-    """Temporal differences plus CQL's regularizer (equation 4), exact.
+def cql_loss(q: nn.Module, q_target: nn.Module, behavior: nn.Module, batch: Batch, alpha: float, backup: str) -> Batch:
+    """Temporal differences plus CQL(rho)'s regularizer (equation 3) with rho = pi_b, exact.
 
     Args:
-        q, q_target: map observations to values (B, K) of the codes.
+        q, q_target, behavior: map observations to values, and logits of pi_b, (B, K) of the codes.
         batch: `observations`, `next_observations` (B, observation_dim); `codes` (B,) int64; `returns`, `discounts` (B,)
-        backup: `expected`, the value of softmax(Q_target / temperature), which CQL(H) estimates from its actor's
-            samples; `greedy`, that of the largest Q, by double Q-learning (van Hasselt et al., AAAI 2016).
+        backup: `expected` value of s' under Q_target's policy, or `greedy` double Q-learning (van Hasselt et al., 2016)
 
-    Returns `loss` to minimize, its parts `td_loss` and `cql_loss`, and `q_values`, the mean Q of the codes, scalars.
+    Returns `loss` to minimize, its parts `td_loss` and `cross_entropy`, and `q_values`, the mean Q of the codes.
     """
+    observations, following, codes = batch["observations"], batch["next_observations"], batch["codes"]
     with torch.no_grad():
-        next_values = q_target(batch["next_observations"])
+        pi_b, next_pi_b, next_values = behavior(observations), behavior(following), q_target(following)
+        next_value = ((next_values + next_pi_b).softmax(1) * next_values).sum(1)
         if backup == "greedy":
-            next_value = next_values.gather(1, q(batch["next_observations"]).argmax(1, keepdim=True)).squeeze(1)
-        else:
-            next_value = ((next_values / temperature).softmax(1) * next_values).sum(1)
+            next_value = next_values.gather(1, q(following).argmax(1, keepdim=True)).squeeze(1)
         targets = batch["returns"] + batch["discounts"] * next_value
-    values = q(batch["observations"])
-    taken = values.gather(1, batch["codes"][:, None]).squeeze(1)
-    td_loss = F.mse_loss(taken, targets)
-    conservative = (temperature * torch.logsumexp(values / temperature, 1) - taken).mean()
-    parts = {"td_loss": td_loss.detach(), "cql_loss": conservative.detach(), "q_values": taken.detach().mean()}
-    return {"loss": td_loss + alpha * conservative, **parts}
+    values = q(observations)
+    taken = values.gather(1, codes[:, None]).squeeze(1)
+    td_loss, cross_entropy = F.mse_loss(taken, targets), F.cross_entropy(values + pi_b, codes)
+    parts = {"td_loss": td_loss.detach(), "cross_entropy": cross_entropy.detach(), "q_values": taken.detach().mean()}
+    return {"loss": td_loss + alpha * cross_entropy, **parts}
 
 
 def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -134,11 +132,9 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
     """
     rewards, continues = data["rewards"], ~data["ends"] & (data["terminals"] == 0)
     returns, discounts, last = rewards, torch.ones_like(rewards), torch.arange(len(rewards), device=rewards.device)
-    for _ in range(n - 1):
-        if not (going := continues[last]).any():
-            break
-        last = last + going
-        discounts = torch.where(going, gamma * discounts, discounts)
+    for _ in range(min(n, len(rewards)) - 1):
+        going = continues[last]
+        last, discounts = last + going, torch.where(going, gamma * discounts, discounts)
         returns = returns + going * discounts * rewards[last]
     return returns, last, gamma * discounts * (1 - data["terminals"][last])
 
@@ -264,11 +260,11 @@ class Run:
             if step % 500 == 0 or step == total:
                 values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
                 bar.set_postfix(values)
-                speed = "charts/SPS" if tag == "losses/" else f"charts/SPS_{phase}"
-                self.curves.append((speed, (step - last) / (time.time() - since), step))
+                rate, name = (step - last) / (time.time() - since), "SPS" if tag == "losses/" else f"SPS_{phase}"
+                self.curves.append((f"charts/{name}", rate, step))
                 self.curves += [(f"{tag}{name}", value, step) for name, value in values.items()]
-                last, since = step, time.time()
-                if bar.disable and (step * 10 // total > (step - 500) * 10 // total or step == total):
+                last, since, values["seconds_left"] = step, time.time(), (total - step) / rate
+                if bar.disable and (step == 500 or step * 10 // total > (step - 500) * 10 // total or step == total):
                     print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
             if step % self.args.checkpoint_every == 0 or step == total or self.interrupted:
                 self.save()
@@ -322,19 +318,26 @@ if __name__ == "__main__":
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
     observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
+    steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
+    vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
         vqvae.load_weights(args.vqvae_path)
-    q = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
-    vqvae_learner, q_target, q_acting = map(copy.deepcopy, (vqvae, q, q))
+    network = partial(mlp, vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm)
+    behavior, q = network().to(device), network().to(device)
+    for parameter in behavior[-1].parameters():
+        nn.init.zeros_(parameter)  # pi_b is uniform until it is trained
+    vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
+    adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)
-    q_adam = torch.optim.AdamW(q.parameters(), args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "q": q, "q_target": q_target, "q_acting": q_acting}
-    run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, q_adam], generator)
+    behavior_adam, q_adam = adamw(behavior.parameters()), adamw(q.parameters())
+    networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "behavior": behavior, "q": q}
+    networks |= {"behavior_acting": behavior_acting, "q_target": q_target, "q_acting": q_acting}
+    run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, behavior_adam, q_adam], generator)
     loss = torch.compile(cql_loss) if args.compile else cql_loss
 
-    def policy(observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
-        return vqvae.act(observations, q_acting(observations) / args.temperature, acting, generator)
+    def policy(seen: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
+        return vqvae.act(seen, q_acting(seen) + behavior_acting(seen), acting, generator)
 
     # The codebook, and the code of every action, once.
     if not args.vqvae_path:
@@ -346,8 +349,23 @@ if __name__ == "__main__":
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
     codes = vqvae.encode(observations, actions)
 
+    # The behavior policy over codes.
+    @cuda_graph(behavior_adam, generator)
+    def behavior_step() -> Batch:
+        rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
+        cross_entropy = F.cross_entropy(behavior(observations[rows]), codes[rows])
+        behavior_adam.zero_grad()
+        cross_entropy.backward()
+        behavior_adam.step()
+        return {"loss": cross_entropy.detach()}
+
+    for step in run.steps("bc", args.bc_steps, "losses/bc_"):
+        run.metrics = behavior_step()
+        follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
+
     # Conservative Q-learning on the codes. One rule for all data: the mean trajectory, of h steps, sets gamma and n.
-    h = min(len(codes) / data["ends"].sum().item(), task.max_episode_steps)
+    play = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()  # goes on after goals that it met by accident
+    h = 50 if play else min(len(codes) / data["ends"].sum().item(), task.max_episode_steps)
     gamma, n_step = 1 - 1 / h if args.gamma is None else args.gamma, args.n_step or max(1, round(h / 50))
     largest = n_step_returns(data, gamma, task.max_episode_steps)[0].abs().max().item()
     scale = args.value_scale / (largest or 1.0) if args.value_scale else 1.0
@@ -359,7 +377,7 @@ if __name__ == "__main__":
     def q_step() -> Batch:
         rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
         batch = {name: column[rows] for name, column in transitions.items()}
-        metrics = loss(q, q_target, batch, args.alpha, args.temperature, args.backup)
+        metrics = loss(q, q_target, behavior_acting, batch, args.alpha, args.backup)
         q_adam.zero_grad()
         metrics["loss"].backward()
         q_adam.step()
@@ -367,14 +385,13 @@ if __name__ == "__main__":
 
     for step in run.steps("rl", args.total_steps, "losses/"):
         run.metrics = q_step()
+        follow(q_target, q, float(step % args.target_period == 0))
         follow(q_acting, q, ema_weight(args.ema_decay, step))
-        if step % args.target_period == 0:
-            q_target.load_state_dict(q.state_dict())
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 
     facts = {"vqvae": quality, "reward_scale": scale, "gamma": gamma, "n_step": n_step}
     if held_out := [torch.from_numpy(column).to(device) for column in getattr(task, "held_out", ())]:
-        facts["held_out"] = vqvae.evaluate(*held_out, q_acting(held_out[0]) / args.temperature)
+        facts["held_out"] = vqvae.evaluate(*held_out, behavior_acting(held_out[0]))
         print("held out:", ", ".join(f"{name} {value:.4g}" for name, value in facts["held_out"].items()))
-    run.finish(policy, ("mean", "greedy", "sampled"), {"q": q_acting}, facts)
+    run.finish(policy, ("mean", "greedy", "sampled"), {"q": q_acting, "behavior": behavior_acting}, facts)

@@ -6,8 +6,7 @@
     Q           mean (Q(s, c) - R - gamma^n (1 - terminal) V(s'))^2,  R = sum_{i<n} gamma^i r_i,  s' after n steps
     policy      pi(k|s) = softmax_k (Q(s, k) / temperature + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
-Continuous IQL fits its policy pi ~ pi_b exp((Q - V) / temperature) to an actor by weighted regression. Over K codes it
-is a softmax of K terms: there is no actor, and the temperature can be chosen after training.
+Over K codes the policy is a softmax: there is no actor to fit, and the temperature can be chosen after training.
 
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4
     Kostrikov et al., *Offline Reinforcement Learning with Implicit Q-Learning*, ICLR 2022, equations 5 to 7
@@ -44,7 +43,7 @@ from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file,
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
-Fraction, Weight = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)]
+Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)], Annotated[int | None, (1, np.inf)]
 
 
 class Data(NamedTuple):
@@ -52,14 +51,14 @@ class Data(NamedTuple):
     dataset_path: str | None = None  # file of D4RL's, robomimic's or OGBench's layout in place of the id's own
     dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
     observation_keys: list[str] | None = None  # robomimic files: default end effectors, grippers, object (the paper)
-    max_episode_steps: Annotated[int | None, (1, np.inf)] = None  # of evaluation; default the benchmark's
+    max_episode_steps: Auto = None  # of evaluation; default the benchmark's
 
 
 class Method(NamedTuple):
-    vqvae_steps: Count = 3000  # gradient steps of the VQ-VAE
+    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default 0.15 a transition, from 3000 to 50,000
     vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, in place of training one
-    bc_steps: Annotated[int, (0, np.inf)] = 3000  # gradient steps of the behavior policy over codes
-    total_steps: Count = 3000  # gradient steps of Q and V
+    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default likewise
+    total_steps: Auto = None  # gradient steps of Q and V; default likewise
     batch_size: Count = 256  # transitions per gradient step
     codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
@@ -69,12 +68,12 @@ class Method(NamedTuple):
     layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
     restart_every: Annotated[int, (0, np.inf)] = 500  # VQ-VAE steps between restarts of unused codes; 0: no (the paper)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps
-    n_step: Annotated[int | None, (1, np.inf)] = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps, 50 in play
+    n_step: Auto = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
     value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
     expectile: Fraction = 0.7  # of V over the codes of the data; 0.5: their mean
     temperature: Positive = 3.0  # of the policy: low follows Q, high the behavior policy
-    behavior_floor: float | None = None  # raise log pi_b in the policy to this where it is lower (the paper's code: -8)
+    behavior_floor: float = -1e3  # raise log pi_b in the policy to this where it is lower (the paper's code: -8)
     tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
     acting: Literal["mean", "greedy", "sampled"] = "mean"  # decode the policy's mean, most probable code, or a sample
 
@@ -82,7 +81,7 @@ class Method(NamedTuple):
 class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
     eval_episodes: Count = 10  # episodes of each
-    final_eval_episodes: Annotated[int | None, (1, np.inf)] = None  # after the last step; default 100, robosuite 50
+    final_eval_episodes: Auto = None  # after the last step; default 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
@@ -108,25 +107,23 @@ def iql_loss(q: nn.Module, q_target: nn.Module, v: nn.Module, batch: Batch, expe
         q, q_target, v: map observations to values (B, K) of the codes, v to values (B, 1) of the states.
         batch: `observations`, `next_observations` (B, observation_dim); `codes` (B,) int64; `returns`, `discounts` (B,)
 
-    Returns `loss` to minimize, its parts `v_loss` and `q_loss`, and the means `v_values` and `q_values`, scalars.
+    Returns `loss` to minimize, its parts `v_loss` and `q_loss`, and `q_values`, the mean Q of the codes, scalars.
     """
     codes = batch["codes"][:, None]
     with torch.no_grad():
         targets = batch["returns"] + batch["discounts"] * v(batch["next_observations"]).squeeze(1)
         target_taken = q_target(batch["observations"]).gather(1, codes).squeeze(1)
-    values = v(batch["observations"]).squeeze(1)
+    u = target_taken - v(batch["observations"]).squeeze(1)
     taken = q(batch["observations"]).gather(1, codes).squeeze(1)
-    u = target_taken - values
     v_loss = (torch.where(u < 0, 1.0 - expectile, expectile) * u.square()).mean()
     q_loss = F.mse_loss(taken, targets)
-    means = {"v_values": values.detach().mean(), "q_values": taken.detach().mean()}
-    return {"loss": v_loss + q_loss, "v_loss": v_loss.detach(), "q_loss": q_loss.detach(), **means}
+    parts = {"v_loss": v_loss.detach(), "q_loss": q_loss.detach(), "q_values": taken.detach().mean()}
+    return {"loss": v_loss + q_loss, **parts}
 
 
-def policy_logits(q: torch.Tensor, pi_b: torch.Tensor, temperature: float, floor: float | None) -> torch.Tensor:
+def policy_logits(q: torch.Tensor, pi_b: torch.Tensor, temperature: float, floor: float) -> torch.Tensor:
     """Logits (B, K) of argmax_pi E_pi[Q] - temperature KL(pi || pi_b) (eq. 7), from Q and logits of pi_b (B, K)."""
-    log_behavior = pi_b.log_softmax(1)
-    return q / temperature + (log_behavior if floor is None else log_behavior.clamp(min=floor))
+    return q / temperature + pi_b.log_softmax(1).clamp(min=floor)
 
 
 def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -137,11 +134,9 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
     """
     rewards, continues = data["rewards"], ~data["ends"] & (data["terminals"] == 0)
     returns, discounts, last = rewards, torch.ones_like(rewards), torch.arange(len(rewards), device=rewards.device)
-    for _ in range(n - 1):
-        if not (going := continues[last]).any():
-            break
-        last = last + going
-        discounts = torch.where(going, gamma * discounts, discounts)
+    for _ in range(min(n, len(rewards)) - 1):
+        going = continues[last]
+        last, discounts = last + going, torch.where(going, gamma * discounts, discounts)
         returns = returns + going * discounts * rewards[last]
     return returns, last, gamma * discounts * (1 - data["terminals"][last])
 
@@ -267,11 +262,11 @@ class Run:
             if step % 500 == 0 or step == total:
                 values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
                 bar.set_postfix(values)
-                speed = "charts/SPS" if tag == "losses/" else f"charts/SPS_{phase}"
-                self.curves.append((speed, (step - last) / (time.time() - since), step))
+                rate, name = (step - last) / (time.time() - since), "SPS" if tag == "losses/" else f"SPS_{phase}"
+                self.curves.append((f"charts/{name}", rate, step))
                 self.curves += [(f"{tag}{name}", value, step) for name, value in values.items()]
-                last, since = step, time.time()
-                if bar.disable and (step * 10 // total > (step - 500) * 10 // total or step == total):
+                last, since, values["seconds_left"] = step, time.time(), (total - step) / rate
+                if bar.disable and (step == 500 or step * 10 // total > (step - 500) * 10 // total or step == total):
                     print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
             if step % self.args.checkpoint_every == 0 or step == total or self.interrupted:
                 self.save()
@@ -325,6 +320,8 @@ if __name__ == "__main__":
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
     observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
+    steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
+    vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
         vqvae.load_weights(args.vqvae_path)
@@ -369,7 +366,8 @@ if __name__ == "__main__":
         follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
 
     # Implicit Q-learning on the codes. One rule for all data: the mean trajectory, of h steps, sets gamma and n.
-    h = min(len(codes) / data["ends"].sum().item(), task.max_episode_steps)
+    play = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()  # goes on after goals that it met by accident
+    h = 50 if play else min(len(codes) / data["ends"].sum().item(), task.max_episode_steps)
     gamma, n_step = 1 - 1 / h if args.gamma is None else args.gamma, args.n_step or max(1, round(h / 50))
     largest = n_step_returns(data, gamma, task.max_episode_steps)[0].abs().max().item()
     scale = args.value_scale / (largest or 1.0) if args.value_scale else 1.0

@@ -41,7 +41,7 @@ list_jobs() {
             codes="--codebook-size 64 --vqvae-path {$at/${family}_bc,codebook-size=64/$seed}/vqvae.pt"
             for alpha in 10 15 20 30; do
                 echo "$at/${family}_cql,alpha=$alpha/$seed python ${script/ALGORITHM/cql} $flags $codes" \
-                    "--alpha $alpha --backup greedy --target-period 200 --acting greedy"
+                    "--alpha $alpha --backup greedy --bc-steps 0 --target-period 200 --acting greedy"
             done
             if [ $family = saq ]; then
                 echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1" \

@@ -36,7 +36,7 @@ list_jobs() {
             done; done
             for alpha in 10 15 20 30; do
                 echo "$at/${family}_cql,alpha=$alpha/$seed python ${script/ALGORITHM/cql} $flags $codes" \
-                    "--value-scale 0 --alpha $alpha --backup greedy --target-period 200 --acting greedy"
+                    "--value-scale 0 --alpha $alpha --backup greedy --bc-steps 0 --target-period 200 --acting greedy"
             done
             if [ $family = saq ]; then
                 echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1" \

@@ -1,12 +1,17 @@
-# Sourced by small.sh and study.sh: the datasets, and a budget of minutes on each.
-datasets() { # one line each: name, steps of the VQ-VAE, of policies, of Q, and flags
-    local folder=${DATASETS_DIR:-}
-    local hopper=$folder/hopper-medium-expert-sb3-v0.hdf5 lift=$folder/lift_scripted_low_dim.hdf5
-    [ ! -f "$hopper" ] ||
-        echo "hopper 15000 15000 10000 --env-id hopper-medium-expert-v2 --dataset-path $hopper --final-eval-episodes 50"
-    [ ! -f "$lift" ] || echo "lift-20 3000 3000 3000 --dataset-path $lift --dataset-filter valid --final-eval-episodes 25"
-    [ ! -f "$folder/door-human-v0.hdf5" ] ||
-        echo "door 3000 3000 3000 --env-id door-human-v0 --dataset-path $folder/door-human-v0.hdf5 --final-eval-episodes 50"
-    [ ! -f "$lift" ] || echo "lift-200 3000 3000 3000 --dataset-path $lift --final-eval-episodes 25"
-    echo "demo 3000 3000 3000"
+# Sourced by small.sh and study.sh: the datasets, in the order of the report.
+datasets() { # one line each: name and flags
+    local folder=${DATASETS_DIR:-} name file flags
+    while read -r name file flags; do
+        [ ! -f "$folder/$file" ] || echo "$name --dataset-path $folder/$file $flags"
+    done <<'LINES'
+halfcheetah halfcheetah-medium-expert-sb3-v0.hdf5 --env-id halfcheetah-medium-expert-v2 --final-eval-episodes 50
+cube-single cube-single-play-v0.npz --env-id cube-single-play-singletask-v0 --final-eval-episodes 50
+scene scene-play-v0.npz --env-id scene-play-singletask-v0 --final-eval-episodes 50
+square square_v15_scripted.hdf5 --final-eval-episodes 50
+hopper hopper-medium-expert-sb3-v0.hdf5 --env-id hopper-medium-expert-v2 --final-eval-episodes 50
+lift-20 lift_v15_scripted.hdf5 --dataset-filter valid --final-eval-episodes 50
+door door-human-v0.hdf5 --env-id door-human-v0 --final-eval-episodes 50
+lift-200 lift_v15_scripted.hdf5 --final-eval-episodes 50
+LINES
+    echo "demo"
 }

@@ -4,9 +4,8 @@
     python benchmark/held_out.py runs/*saq_* --dataset-path more.hdf5
 
 Prints a line per run, each figure on the run's own data and on the other file's: the VQ-VAE's reconstruction error,
-summed over action dimensions, and the cross-entropy in nats, on the codes of the actions taken, of the behavior policy
-or, of SAQ-CQL, of softmax(Q / T). A cross-entropy above log K knows less than nothing, and the run has taken too many
-steps for its dataset.
+summed over action dimensions, and the behavior policy's cross-entropy in nats, on the codes of the actions taken. A
+cross-entropy above log K knows less than nothing, and the run has taken too many steps for its dataset.
 """
 
 import pickle
@@ -45,11 +44,10 @@ def errors(
     """Reconstruction error and cross-entropy of a run, of which `model` is the model.pt."""
     args = model["args"]
     net = mlp(vqvae.standardize, args["codebook_size"], args["hidden_dim"], args["layer_norm"])
-    name, temperature = ("behavior", 1.0) if "behavior" in model else ("q", args["temperature"])
-    net.load_state_dict(model[name])
+    net.load_state_dict(model["behavior"])
     codes = vqvae.encode(observations, actions)
     parts = zip(observations.split(16384), codes.split(16384), strict=True)
-    sums = [F.cross_entropy(net(rows) / temperature, taken, reduction="sum") for rows, taken in parts]
+    sums = [F.cross_entropy(net(rows), taken, reduction="sum") for rows, taken in parts]
     error = (vqvae.decode(observations, codes) - actions).square().sum(1).mean().item()
     return error, sum(sums).item() / len(codes)
 

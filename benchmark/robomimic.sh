@@ -31,7 +31,7 @@ list_jobs() {
         done; done
         for alpha in 10 15 20 30; do
             echo "$at/saq_cql,alpha=$alpha/$seed python saq_cql.py $flags $codes" \
-                "--alpha $alpha --backup greedy --target-period 200 --acting greedy"
+                "--alpha $alpha --backup greedy --bc-steps 0 --target-period 200 --acting greedy"
         done
 
         # Continuous. IQL: its paper's locomotion settings. CQL: the weights of its paper and of its reimplementations.

@@ -26,22 +26,20 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
     local paper="--learning-rate 3e-4 --no-standardize --restart-every 0 --no-layer-norm --ema-decay 0"
     local rl="--value-scale 0 --gamma 0.99 --n-step 1"
     echo "paper bc 1 $paper --acting sampled"
-    echo "paper cql 1 $paper $rl --backup greedy --target-period 200 --acting greedy"
+    echo "paper cql 1 $paper $rl --bc-steps 0 --alpha 20 --backup greedy --target-period 200 --acting greedy"
     echo "paper brac 1 $paper $rl --tau 0.005 --acting sampled"
     echo "paper iql 1 $paper $rl --tau 0.005 --behavior-floor -8 --acting sampled"
 }
 
 for seed in ${SEEDS:-1 2 3 4 5}; do
-    datasets | grep -v lift-200 | while read -r name vqvae bc total flags; do
-        vqvae=${VQVAE_STEPS:-$vqvae} bc=${BC_STEPS:-$bc} total=${STEPS:-$total}
+    datasets | grep -v lift-200 | while read -r name flags; do
         flags="--seed $seed --eval-every 5000 $flags"
         job() { # job FOLDER ALGORITHM VQ-VAE FLAGS...: with the VQ-VAE of another job's folder, or its own
             local folder=$1/$seed script=saq_$2.py codes="--vqvae-path {$3/$seed}/vqvae.pt" steps
-            [ "$3" ] || codes="--vqvae-steps $vqvae"
+            [ "$3" ] || codes=${VQVAE_STEPS:+--vqvae-steps $VQVAE_STEPS}
             case $2 in
-                bc) steps="--total-steps $bc" ;;
-                cql) steps="--total-steps $((bc + total))" ;;
-                *) steps="--bc-steps $bc --total-steps $total" ;;
+                bc) steps=${BC_STEPS:+--total-steps $BC_STEPS} ;;
+                *) steps="${BC_STEPS:+--bc-steps $BC_STEPS} ${STEPS:+--total-steps $STEPS}" ;;
             esac
             shift 3
             echo "$folder python $script $flags $codes $steps" "$@"

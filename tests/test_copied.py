@@ -31,7 +31,7 @@ def load_task(args):
 
 
 @pytest.fixture(scope="module")
-def arrays(tmp_path_factory):
+def arrays():
     """Twenty steps each of fifty episodes of a pendulum at random, as anyone would have them."""
     env, rows, rng = gym.make("Pendulum-v1", max_episode_steps=20), [], np.random.default_rng(0)
     for seed in range(50):
@@ -42,27 +42,60 @@ def arrays(tmp_path_factory):
             rows.append((observation, action, np.float32(reward), following, np.float32(terminated), ended))
             observation = following
     names = ("observations", "actions", "rewards", "next_observations", "terminals", "ends")
-    path = tmp_path_factory.mktemp("arrays") / "data.npz"
-    np.savez(path, **{name: np.stack(column) for name, column in zip(names, zip(*rows), strict=True)})
-    return path
+    return {name: np.stack(column) for name, column in zip(names, zip(*rows), strict=True)}
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_copied_file_learns_from_arrays_and_a_gymnasium_environment(arrays, tmp_path, algorithm):
+def copied(algorithm, folder, **columns):
+    """The command of an algorithm file copied to `folder`, with `load_task` replaced, vqvae.py and data beside it."""
     source = (ROOT / f"{algorithm}.py").read_text()
     (function,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "load_task")
     lines = source.splitlines()
     lines[function.lineno - 1 : function.end_lineno] = OWN.strip().splitlines()
-    (tmp_path / "mine.py").write_text("\n".join(lines) + "\n")
-    for path in (ROOT / "vqvae.py", arrays):
-        shutil.copy(path, tmp_path)
-    flags = ["--vqvae-steps=60", "--total-steps=60", "--hidden-dim=16", "--codebook-size=8", "--eval-every=30"]
-    flags += ["--bc-steps=30"] if algorithm in ("saq_iql", "saq_brac") else []
+    (folder / "mine.py").write_text("\n".join(lines) + "\n")
+    shutil.copy(ROOT / "vqvae.py", folder)
+    np.savez(folder / "data.npz", **columns)
+    return [sys.executable, "mine.py", "--hidden-dim=16", "--codebook-size=8", "--device=cpu"]
+
+
+def learn(command, folder, *flags):
+    """What the run's result.json holds."""
+    flags = ["--vqvae-steps=60", "--total-steps=60", "--eval-every=30", *flags]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, "mine.py", *flags, "--device=cpu"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, *flags], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
-    (path,) = tmp_path.glob("runs/*/result.json")
-    result = json.loads(path.read_text())
+    (path,) = folder.glob("runs/*/result.json")
+    return json.loads(path.read_text())
+
+
+def bc_steps(algorithm, steps):
+    return [f"--bc-steps={steps}"] if algorithm != "saq_bc" else []
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_copied_file_learns_from_arrays_and_a_gymnasium_environment(arrays, tmp_path, algorithm):
+    result = learn(copied(algorithm, tmp_path, **arrays), tmp_path, *bc_steps(algorithm, 30))
     assert result["algorithm"] == "mine" and len(result["normalized_scores"]) == 5
     assert all(-400 < score < 0 for score in result["normalized_scores"])  # of 20 steps of a pendulum
+
+
+@pytest.mark.parametrize("algorithm", ["saq_iql", "saq_cql", "saq_brac"])
+@pytest.mark.parametrize("case", ["episodes", "successes", "play"])
+def test_gamma_and_n_follow_the_episodes_but_not_those_of_play(arrays, tmp_path, algorithm, case):
+    """Trajectories of 100 steps, limit 20. A success that lasts to the end is no play; one that is left again is."""
+    columns = arrays | {"ends": np.arange(1000) % 100 == 99, "terminals": np.zeros(1000, np.float32)}
+    columns["terminals"][{"episodes": [], "successes": [97, 98, 99], "play": [50, 51]}[case]] = 1
+    result = learn(copied(algorithm, tmp_path, **columns), tmp_path, *bc_steps(algorithm, 1))
+    h = {"episodes": 20, "successes": 20, "play": 50}[case]
+    assert result["gamma"] == pytest.approx(1 - 1 / h) and result["n_step"] == 1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("transitions", "steps"), [(1000, 3000), (41_000, 6000), (400_000, 50_000)])
+def test_steps_follow_the_transitions_where_no_flag_says_otherwise(arrays, tmp_path, algorithm, transitions, steps):
+    columns = {name: np.concatenate([column] * (transitions // 1000)) for name, column in arrays.items()}
+    command, environment = copied(algorithm, tmp_path, **columns), os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        line = next(line for line in process.stdout if "writing to" in line)
+        process.kill()
+    for phase in ("vqvae", "total", *["bc"] * (algorithm != "saq_bc")):
+        assert f"{phase}_steps {steps}," in line

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 FLAGS = {
     "saq_iql": ["--bc-steps=4000", "--total-steps=5000"],
-    "saq_cql": ["--total-steps=5000"],
+    "saq_cql": ["--bc-steps=4000", "--total-steps=5000"],
     "saq_brac": ["--bc-steps=4000", "--total-steps=5000"],
 }
 

@@ -6,12 +6,23 @@ import torch
 from known import batch
 from scipy.optimize import minimize
 
-from saq_brac import brac_loss, follow, mlp, policy_logits, soft_value
+from saq_brac import brac_loss, follow, mlp, policy_logits
 from vqvae import VQVAE
 
 
 def networks():
     return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(2)]
+
+
+def soft_value(q: torch.Tensor, log_behavior: torch.Tensor, alpha: float) -> torch.Tensor:
+    """The value (B,) that the backup gives to `q` (B, K): where Q is 1e3 without reward, the loss is (1e3 - it)^2."""
+    values = []
+    for row, log_pi_b in zip(q.double().split(1), log_behavior.double().split(1)):
+        data = {"codes": torch.tensor([0]), "returns": torch.zeros(1).double(), "discounts": torch.ones(1).double()}
+        data |= {"observations": torch.zeros(1, 1), "next_observations": torch.zeros(1, 1), "next_log_pi_b": log_pi_b}
+        loss = brac_loss(lambda _: torch.full((1, 1), 1e3).double(), lambda _, row=row: row, data, alpha)["loss"]
+        values.append(1e3 - loss.sqrt())
+    return torch.stack(values)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
@@ -50,7 +61,9 @@ def test_alpha_to_infinity_is_the_behavior_policy():
 def test_alpha_to_zero_is_the_largest_q_over_the_support():
     values = torch.tensor([[1.0, 5.0, 3.0], [2.0, 9.0, -1.0]])
     log_behavior = torch.tensor([[0.5, 0.0, 0.5], [0.3, 0.2, 0.5]]).log()  # code 1 is not supported in the first row
-    torch.testing.assert_close(soft_value(values, log_behavior, 1e-3), torch.tensor([3.0, 9.0]), atol=5e-3, rtol=0.0)
+    torch.testing.assert_close(
+        soft_value(values, log_behavior, 1e-3), torch.tensor([3.0, 9.0]).double(), atol=5e-3, rtol=0.0
+    )
     assert policy_logits(values, log_behavior, 1e-3).argmax(1).tolist() == [2, 1]
 
 

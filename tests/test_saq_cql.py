@@ -12,56 +12,91 @@ from vqvae import VQVAE
 
 
 def networks():
-    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(2)]
+    """Q, its target network and a behavior policy, of 6 codes."""
+    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(3)]
 
 
 @pytest.mark.parametrize("backup", ["expected", "greedy"])
-@pytest.mark.parametrize("temperature", [1.0, 0.1, 5.0])
-def test_cql_loss_is_the_equation(temperature, backup):
-    q, q_target = networks()
+def test_cql_loss_is_the_equation(backup):
+    q, q_target, behavior = networks()
     data = batch()
-    metrics = cql_loss(q, q_target, data, 2.5, temperature, backup)
-    td, conservative = [], []
+    metrics = cql_loss(q, q_target, behavior, data, 2.5, backup)
+    td, cross_entropy = [], []
     for i in range(32):
-        values = q(data["observations"][i : i + 1])[0].tolist()
-        online = q(data["next_observations"][i : i + 1])[0].tolist()
-        target = q_target(data["next_observations"][i : i + 1])[0].tolist()
+        here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
+        values, online, target = (network(o)[0].tolist() for network, o in ((q, here), (q, there), (q_target, there)))
+        pi_b, next_pi_b = (behavior(o).softmax(1)[0].tolist() for o in (here, there))
         if backup == "greedy":
             value = target[max(range(6), key=lambda k: online[k])]
         else:
-            weights = [math.exp(t / temperature) for t in target]
+            weights = [p * math.exp(t) for p, t in zip(next_pi_b, target)]
             value = sum(w * t for w, t in zip(weights, target)) / sum(weights)
         y = data["returns"][i].item() + data["discounts"][i].item() * value
         code = data["codes"][i].item()
         td.append((values[code] - y) ** 2)
-        lse = temperature * math.log(sum(math.exp(v / temperature) for v in values))
-        conservative.append(lse - values[code])
+        conservative = math.log(sum(p * math.exp(v) for p, v in zip(pi_b, values))) - values[code]
+        cross_entropy.append(conservative - math.log(pi_b[code]))
     assert metrics["td_loss"].item() == pytest.approx(np.mean(td), rel=1e-4)
-    assert metrics["cql_loss"].item() == pytest.approx(np.mean(conservative), rel=1e-4)
-    assert metrics["loss"].item() == pytest.approx(np.mean(td) + 2.5 * np.mean(conservative), rel=1e-4)
+    assert metrics["cross_entropy"].item() == pytest.approx(np.mean(cross_entropy), rel=1e-4)
+    assert metrics["loss"].item() == pytest.approx(np.mean(td) + 2.5 * np.mean(cross_entropy), rel=1e-4)
+
+
+def test_without_a_behavior_policy_it_is_the_papers_regularizer():
+    """CQL(H), equation 4: logsumexp_k Q(s, k) - Q(s, c)."""
+    q, q_target, _ = networks()
+    data = batch()
+    metrics = cql_loss(q, q_target, lambda o: torch.zeros(len(o), 6), data, 1.0, "greedy")
+    values = q(data["observations"])
+    expected = (values.logsumexp(1) - values.gather(1, data["codes"][:, None]).squeeze(1)).mean()
+    torch.testing.assert_close(metrics["cross_entropy"], expected.detach())
 
 
 @pytest.mark.parametrize("backup", ["expected", "greedy"])
-def test_no_gradient_through_the_backup(backup):
-    q, q_target = networks()
+def test_no_gradient_through_the_backup_and_to_the_behavior_policy(backup):
+    q, q_target, behavior = networks()
     data = batch()
     data["next_observations"].requires_grad_()
-    cql_loss(q, q_target, data, 1.0, 1.0, backup)["loss"].backward()
-    assert all(p.grad is None for p in q_target.parameters())
+    cql_loss(q, q_target, behavior, data, 1.0, backup)["loss"].backward()
+    assert all(p.grad is None for p in [*q_target.parameters(), *behavior.parameters()])
     assert data["next_observations"].grad is None
     assert all(p.grad is not None for p in q.parameters())
 
 
-def test_conservative_gradient_is_softmax_minus_data():
-    """d/dQ of T logsumexp(Q / T) - Q_c is softmax(Q / T) - onehot(c): pushes the unseen down, the seen up."""
-    values = torch.randn(8, 6, requires_grad=True)
+def test_conservative_gradient_is_policy_minus_data():
+    """d/dQ of logsumexp(Q + log pi_b) - Q_c is pi - onehot(c): pushes the unseen down, the seen up."""
+    values, pi_b = torch.randn(8, 6, requires_grad=True), torch.randn(8, 6)
     data = batch(rows=8) | {"discounts": torch.zeros(8)}
     data["returns"] = values.detach().gather(1, data["codes"][:, None]).squeeze(1)  # no temporal-difference error
-    tables = [lambda _: values, lambda _: torch.zeros(8, 6)]
-    metrics = cql_loss(*tables, data, 3.0, 0.5, "expected")
+    metrics = cql_loss(lambda _: values, lambda _: torch.zeros(8, 6), lambda _: pi_b, data, 3.0, "expected")
     metrics["loss"].backward()
     onehot = torch.nn.functional.one_hot(data["codes"], 6)
-    torch.testing.assert_close(values.grad, 3.0 / 8 * (torch.softmax(values.detach() / 0.5, 1) - onehot))
+    torch.testing.assert_close(values.grad, 3.0 / 8 * (torch.softmax(values.detach() + pi_b, 1) - onehot))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 4.0, 20.0])
+def test_the_policy_at_the_optimum_is_known(alpha):
+    """In one state, where pi_b is the data's, the loss is least at pi / pi_b = 1 + 2 (y - Q) / alpha.
+
+    So log (pi / pi_b) is about (y - V) / (1 + alpha / 2), whatever pi_b: the codes that are rare are not favored.
+    """
+    frequencies, rewards = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.0, 0.3, -0.2]).double()
+    codes = torch.tensor([0] * 7 + [1] * 2 + [2])
+    data = {"codes": codes, "returns": rewards[codes], "discounts": torch.zeros(10).double()}
+    data |= {"observations": torch.zeros(10, 1), "next_observations": torch.zeros(10, 1)}
+    values = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    tables = [lambda _, t=t: t.expand(10, 3) for t in (values, torch.zeros(1, 3).double(), frequencies.log()[None])]
+    optimizer = torch.optim.LBFGS([values], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+    def loss():
+        optimizer.zero_grad()
+        (value := cql_loss(*tables, data, alpha, "expected")["loss"]).backward()
+        return value
+
+    optimizer.step(loss)
+    ratio = torch.softmax(values.detach()[0] + frequencies.log(), 0) / frequencies
+    torch.testing.assert_close(ratio, 1 + 2 * (rewards - values.detach()[0]) / alpha, atol=1e-6, rtol=0)
+    v = (frequencies * rewards).sum()
+    torch.testing.assert_close(ratio.log(), (rewards - v) / (1 + alpha / 2), atol=0.03, rtol=0)
 
 
 def trajectories() -> dict[str, torch.Tensor]:
@@ -96,10 +131,11 @@ def test_as_many_steps_as_there_are_give_the_return_to_the_end():
 @pytest.mark.parametrize("backup", ["expected", "greedy"])
 def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor, backup):
     q, q_target = (mlp(corridor.vqvae.standardize, 16, 64) for _ in range(2))
+    log_behavior = corridor.code_frequencies().clamp(min=1e-9).log()
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3)
     scale = 100.0
     for step, data in enumerate(corridor.batches(3000, scale)):
-        loss = cql_loss(q, q_target, data, 1.0, 1.0, backup)["loss"]
+        loss = cql_loss(q, q_target, lambda states: states @ log_behavior, data, 1.0, backup)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

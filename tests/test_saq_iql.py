@@ -73,7 +73,7 @@ def test_the_two_losses_reach_only_their_own_network():
         torch.testing.assert_close(ours, alone.grad)
 
 
-@pytest.mark.parametrize(("floor", "last"), [(None, 1e-4), (-8.0, math.exp(-8))])
+@pytest.mark.parametrize(("floor", "last"), [(-1e3, 1e-4), (-8.0, math.exp(-8))])
 def test_policy_is_computed_by_hand_with_and_without_a_floor(floor, last):
     """pi_b = (0.9, 0.0999, 1e-4): with a floor of -8, log 1e-4 = -9.2 counts as -8."""
     behavior_logits = torch.tensor([[0.9, 0.0999, 1e-4]]).log() + 5.0  # a constant does not matter
@@ -85,9 +85,9 @@ def test_policy_is_computed_by_hand_with_and_without_a_floor(floor, last):
 
 def test_policy_limits():
     values, behavior_logits = torch.randn(8, 6), torch.randn(8, 6)
-    high = torch.softmax(policy_logits(values, behavior_logits, 1e6, None), 1)
+    high = torch.softmax(policy_logits(values, behavior_logits, 1e6, -1e3), 1)
     torch.testing.assert_close(high, torch.softmax(behavior_logits, 1), atol=1e-4, rtol=0.0)
-    low = torch.softmax(policy_logits(values, behavior_logits, 1e-4, None), 1)
+    low = torch.softmax(policy_logits(values, behavior_logits, 1e-4, -1e3), 1)
     torch.testing.assert_close(low, torch.nn.functional.one_hot(values.argmax(1), 6).float(), atol=1e-3, rtol=0.0)
 
 
@@ -108,7 +108,7 @@ def train(corridor, expectile: float, scale: float = 10.0, steps: int = 3000):
 def test_saq_iql_finds_the_optimum_of_a_known_mdp(corridor):
     q, v = train(corridor, expectile=0.95)
     log_behavior = corridor.code_frequencies().clamp(min=1e-6).log()
-    codes = policy_logits(q, log_behavior, 0.02, None).argmax(1)
+    codes = policy_logits(q, log_behavior, 0.02, -1e3).argmax(1)
     assert corridor.moves_right(codes).all(), "at a low temperature the policy moves right in every state"
     np.testing.assert_allclose(v, corridor.optimal_values, atol=0.15)
 

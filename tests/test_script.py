@@ -30,7 +30,7 @@ SMALL = [
 ]
 
 
-WITH_BEHAVIOR = ("saq_iql", "saq_brac")  # the files that train a behavior policy before Q-learning
+WITH_BEHAVIOR = ("saq_iql", "saq_cql", "saq_brac")  # the files that train a behavior policy before Q-learning
 
 
 def command(*flags, algorithm="saq_cql"):
@@ -110,13 +110,13 @@ def test_a_run_prints_its_story_and_no_noise(runs_of, algorithm):
 MODULES = {
     "saq_bc": {"behavior"},
     "saq_iql": {"q", "v", "behavior"},
-    "saq_cql": {"q"},
+    "saq_cql": {"q", "behavior"},
     "saq_brac": {"q", "behavior"},
 }
 LOSSES = {
     "saq_bc": {"loss"},
-    "saq_iql": {"bc_loss", "v_loss", "q_loss", "v_values", "q_values"},
-    "saq_cql": {"td_loss", "cql_loss", "q_values"},
+    "saq_iql": {"bc_loss", "v_loss", "q_loss", "q_values"},
+    "saq_cql": {"bc_loss", "td_loss", "cross_entropy", "q_values"},
     "saq_brac": {"bc_loss", "loss", "q_values"},
 }
 
@@ -259,7 +259,7 @@ def test_resume_can_extend_a_run_at_another_rate(finished, tmp_path):
     run("--resume", folder, "--total-steps=80", "--final-eval-episodes=4", "--learning-rate=1e-5")
     result = json.loads((folder / "result.json").read_text())
     assert result["total_steps"] == 80 and len(result["normalized_scores"]) == 4
-    _, q_adam = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizers"]
+    *_, q_adam = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizers"]
     assert {state["step"].item() for state in q_adam.values()} == {80}
     weights = [torch.load(f / "checkpoint.pt", weights_only=True)["networks"] for f in (finished[0], folder)]
     moved = [(weights[1][name] - weights[0][name]).abs().max() for name in weights[0] if name.startswith("q.")]
@@ -289,7 +289,7 @@ RL = ["--value-scale=0", "--gamma=0.99", "--n-step=1"]
 PAPER = {
     "saq_bc": [],
     "saq_iql": [*RL, "--tau=0.005", "--behavior-floor=-8", "--bc-steps=0"],
-    "saq_cql": [*RL, "--backup=greedy", "--target-period=200"],
+    "saq_cql": [*RL, "--backup=greedy", "--target-period=200", "--bc-steps=0"],
     "saq_brac": [*RL, "--tau=0.005", "--bc-steps=0"],
 }
 
@@ -378,7 +378,7 @@ def bad_input(tmp_path, finished, other_algorithm):
         "no tracker": ([*SMALL, "--track"], ["pip install wandb"]),
         "no steps": (["--total-steps=0"], ["--total-steps must be between 1 and inf, it is 0"]),
         "gamma above 1": (["--gamma=2"], ["--gamma must be between 0 and 1, it is 2.0"]),
-        "no temperature": (["--temperature=0"], ["--temperature must be between", "it is 0.0"]),
+        "negative alpha": (["--alpha=-1"], ["--alpha must be between", "it is -1.0"]),
         "no such flag": (["--alhpa=1"], ["--alhpa"]),
     }
 
@@ -405,7 +405,7 @@ def bad_input(tmp_path, finished, other_algorithm):
         "no tracker",
         "no steps",
         "gamma above 1",
-        "no temperature",
+        "negative alpha",
         "no such flag",
     ],
 )

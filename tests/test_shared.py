@@ -57,7 +57,7 @@ def test_the_way_of_acting_is_one_argument_with_a_default_of_saq_bcs_own():
         ("hidden_dim), *[nn.LayerNorm", "hidden_dim), *2 * [nn.LayerNorm", "mlp"),
         ("2**63 - 1)] = 1  #", "2**63 - 1)] = 2  #", "Running.seed"),
         ("  # of networks, batches and evaluation episodes", "", "Running.seed"),
-        ("    for _ in range(n - 1):", "    for _ in range(n):", "n_step_returns"),
+        ("len(rewards)) - 1):", "len(rewards))):", "n_step_returns"),
         (END, f"# only here\n{END}", "the section"),
     ],
 )

@@ -24,12 +24,12 @@ import torch
 import torch.nn as nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from saq_bc import Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
+from saq_bc import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
 from vqvae import Standardize, ema_weight, follow
 
 
 class Method(NamedTuple):
-    total_steps: Count = 3000  # gradient steps of the policy
+    total_steps: Auto = None  # gradient steps of the policy; default 0.15 a transition, from 3000 to 50,000
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
@@ -38,6 +38,11 @@ class Method(NamedTuple):
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
     acting: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
+
+
+def default_steps(transitions: int) -> int:
+    """Gradient steps of each phase where no flag says otherwise, as in the algorithm files."""
+    return min(max(3000, transitions * 3 // 20_000 * 1000), 50_000)
 
 
 class GaussianPolicy(nn.Module):
@@ -74,6 +79,7 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
+    args.total_steps = args.total_steps or default_steps(len(data["actions"]))
     standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
 
     actor = GaussianPolicy(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)

@@ -27,17 +27,18 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import torch.nn as nn
+from bc import default_steps
 from cql import TanhGaussianPolicy, TwinQ, n_step_transitions
 from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from saq_brac import Batch, Count, Fraction, Positive, Run, Weight, load_task, parse_args
+from saq_brac import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, parse_args
 from vqvae import Standardize, ema_weight, follow
 
 
 class Method(NamedTuple):
-    bc_steps: Annotated[int, (0, np.inf)] = 3000  # gradient steps of the behavior policy
-    total_steps: Count = 3000  # gradient steps of Q and policy
+    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default likewise
+    total_steps: Auto = None  # gradient steps of Q and policy; default 0.15 a transition, from 3000 to 50,000
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
@@ -45,8 +46,8 @@ class Method(NamedTuple):
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps
-    n_step: Annotated[int | None, (1, np.inf)] = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps, 50 in play
+    n_step: Auto = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
     value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
     alpha: Positive = 3.0  # weight of the KL from the behavior policy, in the policy's loss and in the target
     tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
@@ -103,6 +104,8 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
+    args.bc_steps = default_steps(len(data["actions"])) if args.bc_steps is None else args.bc_steps
+    args.total_steps = args.total_steps or default_steps(len(data["actions"]))
     standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
 
     sizes = standardize, action_dim, args.hidden_dim, args.layer_norm

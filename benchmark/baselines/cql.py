@@ -27,19 +27,19 @@ from typing import Annotated, Literal, NamedTuple
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from bc import default_steps
 from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from saq_cql import Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, n_step_returns, parse_args
+from saq_cql import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, n_step_returns, parse_args
 from vqvae import Standardize, ema_weight, follow
 
 
 class Method(NamedTuple):
-    total_steps: Count = 6000  # gradient steps of Q and policy
+    total_steps: Auto = None  # gradient steps of Q and policy; default twice 0.15 a transition, from 6000 to 100,000
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
@@ -47,8 +47,8 @@ class Method(NamedTuple):
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps
-    n_step: Annotated[int | None, (1, np.inf)] = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps, 50 in play
+    n_step: Auto = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
     value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
     alpha: Weight = 5.0  # weight of the conservative regularizer
     n_actions: Count = 10  # n of the 3n actions that estimate the regularizer's log-integral in a state
@@ -174,7 +174,8 @@ def n_step_transitions(args, data: Batch, task) -> tuple[Batch, dict[str, float]
     Returns columns `observations`, `next_observations` (N, observation_dim), `actions` (N, action_dim); `returns`,
     `discounts` (N,), of the n steps from observation to next observation.
     """
-    h = min(len(data["ends"]) / data["ends"].sum().item(), task.max_episode_steps)
+    play = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()  # goes on after goals that it met by accident
+    h = 50 if play else min(len(data["ends"]) / data["ends"].sum().item(), task.max_episode_steps)
     gamma, n_step = 1 - 1 / h if args.gamma is None else args.gamma, args.n_step or max(1, round(h / 50))
     largest = n_step_returns(data, gamma, task.max_episode_steps)[0].abs().max().item()
     scale = args.value_scale / (largest or 1.0) if args.value_scale else 1.0
@@ -191,6 +192,7 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
+    args.total_steps = args.total_steps or 2 * default_steps(len(data["actions"]))
     standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
 
     sizes = standardize, action_dim, args.hidden_dim, args.layer_norm

@@ -23,19 +23,18 @@ from typing import Annotated, Literal, NamedTuple
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
 
-import numpy as np
 import torch
 import torch.nn as nn
-from bc import GaussianPolicy
+from bc import GaussianPolicy, default_steps
 from cql import TwinQ, n_step_transitions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from saq_iql import Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
+from saq_iql import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
 from vqvae import Standardize, ema_weight, follow
 
 
 class Method(NamedTuple):
-    total_steps: Count = 6000  # gradient steps of Q, V and policy
+    total_steps: Auto = None  # gradient steps of Q, V and policy; default twice 0.15 a transition, from 6000 to 100,000
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
@@ -43,8 +42,8 @@ class Method(NamedTuple):
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps
-    n_step: Annotated[int | None, (1, np.inf)] = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps, 50 in play
+    n_step: Auto = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
     value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
     expectile: Fraction = 0.7  # of V over the actions of the data; 0.5: their mean
     beta: Weight = 0.3  # inverse temperature of the weights: 0 imitates, high follows Q (the paper: 3 for locomotion)
@@ -87,6 +86,7 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
+    args.total_steps = args.total_steps or 2 * default_steps(len(data["actions"]))
     standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
 
     q = TwinQ(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)
