@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ BASELINES = ("bc", "iql", "cql", "brac")
 FOLDER = ROOT / "benchmark" / "baselines"
 sys.path.insert(0, str(FOLDER))
 
-from bc import GaussianPolicy, bc_loss  # noqa: E402  (the baselines are scripts, not a package)
+from bc import GaussianPolicy, bc_loss, default_steps  # noqa: E402  (the baselines are scripts, not a package)
 from brac import behavior_loss, brac_loss  # noqa: E402
-from cql import TanhGaussianPolicy, TwinQ, cql_loss, softmax_mean  # noqa: E402
+from cql import TanhGaussianPolicy, TwinQ, cql_loss, n_step_transitions, softmax_mean  # noqa: E402
 from iql import iql_loss, mlp  # noqa: E402
 
 from vqvae import Standardize  # noqa: E402
@@ -338,6 +339,22 @@ def test_bad_input_is_one_line():
         assert words in done.stderr and len(done.stderr.splitlines()) == 1
     done = run("cql", "--n-actions=0", code=2)
     assert "--n-actions must be between 1" in done.stderr
+
+
+def test_steps_by_the_data_are_those_of_the_algorithm_files():
+    assert [default_steps(transitions) for transitions in (7, 20_000, 41_000, 10**6)] == [3000, 3000, 6000, 50_000]
+
+
+@pytest.mark.parametrize(("terminals", "h"), [([], 20), ([97, 98, 99], 20), ([50, 51], 50)])
+def test_gamma_and_n_are_those_of_the_algorithm_files(terminals, h):
+    """Trajectories of 100 steps, limit 20; as in tests/test_copied.py, a goal that is left again makes them play."""
+    data = {"rewards": torch.ones(1000), "terminals": torch.zeros(1000), "ends": torch.arange(1000) % 100 == 99}
+    data |= {"observations": torch.zeros(1000, 3), "next_observations": torch.zeros(1000, 3)}
+    data["actions"] = torch.zeros(1000, 2)
+    data["terminals"][terminals] = 1
+    args, task = SimpleNamespace(gamma=None, n_step=None, value_scale=100.0), SimpleNamespace(max_episode_steps=20)
+    _, facts = n_step_transitions(args, data, task)
+    assert (facts["gamma"], facts["n_step"]) == (pytest.approx(1 - 1 / h), 1)
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(BASELINES, 2)), ids=" and ".join)

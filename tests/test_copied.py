@@ -78,8 +78,14 @@ def test_a_copied_file_learns_from_arrays_and_a_gymnasium_environment(arrays, tm
     assert all(-400 < score < 0 for score in result["normalized_scores"])  # of 20 steps of a pendulum
 
 
-@pytest.mark.parametrize("algorithm", ["saq_iql", "saq_cql", "saq_brac"])
-@pytest.mark.parametrize("case", ["episodes", "successes", "play"])
+CASES = [
+    ("saq_iql", "episodes"),
+    ("saq_iql", "successes"),
+    *((f"saq_{name}", "play") for name in ("iql", "cql", "brac")),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "case"), CASES)
 def test_gamma_and_n_follow_the_episodes_but_not_those_of_play(arrays, tmp_path, algorithm, case):
     """Trajectories of 100 steps, limit 20. A success that lasts to the end is no play; one that is left again is."""
     columns = arrays | {"ends": np.arange(1000) % 100 == 99, "terminals": np.zeros(1000, np.float32)}
@@ -89,8 +95,10 @@ def test_gamma_and_n_follow_the_episodes_but_not_those_of_play(arrays, tmp_path,
     assert result["gamma"] == pytest.approx(1 - 1 / h) and result["n_step"] == 1
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize(("transitions", "steps"), [(1000, 3000), (41_000, 6000), (400_000, 50_000)])
+SIZES = [("saq_iql", 1000, 3000), ("saq_iql", 400_000, 50_000), *((name, 41_000, 6000) for name in ALGORITHMS)]
+
+
+@pytest.mark.parametrize(("algorithm", "transitions", "steps"), SIZES)
 def test_steps_follow_the_transitions_where_no_flag_says_otherwise(arrays, tmp_path, algorithm, transitions, steps):
     columns = {name: np.concatenate([column] * (transitions // 1000)) for name, column in arrays.items()}
     command, environment = copied(algorithm, tmp_path, **columns), os.environ | {"PYTHONUNBUFFERED": "1"}
