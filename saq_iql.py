@@ -134,8 +134,9 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
     """
     rewards, continues = data["rewards"], ~data["ends"] & (data["terminals"] == 0)
     returns, discounts, last = rewards, torch.ones_like(rewards), torch.arange(len(rewards), device=rewards.device)
-    for _ in range(min(n, len(rewards)) - 1):
-        going = continues[last]
+    for _ in range(n - 1):
+        if not (going := continues[last]).any():
+            break
         last, discounts = last + going, torch.where(going, gamma * discounts, discounts)
         returns = returns + going * discounts * rewards[last]
     return returns, last, gamma * discounts * (1 - data["terminals"][last])

@@ -57,7 +57,7 @@ def test_the_way_of_acting_is_one_argument_with_a_default_of_saq_bcs_own():
         ("hidden_dim), *[nn.LayerNorm", "hidden_dim), *2 * [nn.LayerNorm", "mlp"),
         ("2**63 - 1)] = 1  #", "2**63 - 1)] = 2  #", "Running.seed"),
         ("  # of networks, batches and evaluation episodes", "", "Running.seed"),
-        ("len(rewards)) - 1):", "len(rewards))):", "n_step_returns"),
+        ("    for _ in range(n - 1):", "    for _ in range(n):", "n_step_returns"),
         (END, f"# only here\n{END}", "the section"),
     ],
 )
@@ -87,3 +87,17 @@ def test_files_are_as_short_as_they_promise():
         assert len(lines) <= 400
         assert next(i for i, line in enumerate(lines, 1) if line.startswith("def ") and "_loss(" in line) < 130
     assert len((ROOT / "vqvae.py").read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize("algorithm", ["saq_cql", "saq_brac"])
+def test_what_the_stories_repeat_is_identical(algorithm):
+    """Steps by the data, the codebook, the behavior policy, and the rule for gamma, n and the scale of rewards."""
+    sections = {
+        "    steps = min(": "    network = ",
+        "    # The codebook": "follow(behavior_acting",
+        "One rule for all data": 'data["next_observations"][last]',
+    }
+    ours, theirs = ((ROOT / f"{name}.py").read_text() for name in (algorithm, "saq_iql"))
+    for begin, end in sections.items():
+        a, b = (source[source.index(begin) : source.index(end, source.index(begin))] for source in (ours, theirs))
+        assert a == b, f"{algorithm}.py and saq_iql.py differ after {begin}"
