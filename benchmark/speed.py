@@ -98,7 +98,7 @@ def main(args: Args) -> None:
         return run
 
     q, v = (mlp(vqvae.standardize, outputs, hidden, args.layer_norm) for outputs in (codes, 1))
-    q_target, acting = copy.deepcopy(q), copy.deepcopy(q)
+    q_target, acting, behavior = copy.deepcopy(q), copy.deepcopy(q), copy.deepcopy(q)
     latent = vqvae.config["embedding_dim"]
     encoder = [(obs + act, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, latent, "ywx")]
     decoder = [(obs + latent, hidden, "ywx"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
@@ -112,8 +112,8 @@ def main(args: Args) -> None:
         ),
         "SAQ-BC, pi_b": (train(behavior_loss, [q], [acting], behavior_data), q_layers),
         "SAQ-CQL": (
-            train(cql_loss, [q, q_target], [acting], transitions, 20.0, 1.0, "expected"),
-            q_layers + forward_q,
+            train(cql_loss, [q, q_target, behavior], [acting], transitions, 4.0, "expected"),
+            q_layers + 3 * forward_q,
         ),
         "SAQ-IQL": (
             train(iql_loss, [q, q_target, v], [q_target, acting], transitions, 0.7),

@@ -372,3 +372,10 @@ def test_the_other_scripts_commands_parse_and_their_steps_can_be_set(tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmark").glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_are_bash(path):
     subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_speed_runs_every_loss_as_the_files_do():
+    flags = ["--hidden-dim", "8", "--batch-size", "4", "--steps", "2", "--threads", "1"]
+    command = [sys.executable, ROOT / "benchmark" / "speed.py", *flags]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert len(re.findall(r"^(VQ-VAE|SAQ-BC, pi_b|SAQ-(?:CQL|IQL|BRAC)) .*ratio [\d.]+$", printed, re.M)) == 5
