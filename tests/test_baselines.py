@@ -345,16 +345,19 @@ def test_steps_by_the_data_are_those_of_the_algorithm_files():
     assert [default_steps(transitions) for transitions in (7, 20_000, 41_000, 10**6)] == [3000, 3000, 6000, 50_000]
 
 
-@pytest.mark.parametrize(("terminals", "h"), [([], 20), ([97, 98, 99], 20), ([50, 51], 50)])
-def test_gamma_and_n_are_those_of_the_algorithm_files(terminals, h):
-    """Trajectories of 100 steps, limit 20; as in tests/test_copied.py, a goal that is left again makes them play."""
+CASES = [([], 20, 20, 1), ([], 300, 100, 2), ([97, 98, 99], 20, 20, 1), ([50, 51], 300, 75, 1), ([50, 51], 3, 1, 1)]
+
+
+@pytest.mark.parametrize(("terminals", "limit", "h", "n"), CASES)
+def test_gamma_and_n_are_those_of_the_algorithm_files(terminals, limit, h, n):
+    """Trajectories of 100 steps; as in tests/test_copied.py, a goal that is left again makes them play."""
     data = {"rewards": torch.ones(1000), "terminals": torch.zeros(1000), "ends": torch.arange(1000) % 100 == 99}
     data |= {"observations": torch.zeros(1000, 3), "next_observations": torch.zeros(1000, 3)}
     data["actions"] = torch.zeros(1000, 2)
     data["terminals"][terminals] = 1
-    args, task = SimpleNamespace(gamma=None, n_step=None, value_scale=100.0), SimpleNamespace(max_episode_steps=20)
+    args, task = SimpleNamespace(gamma=None, n_step=None, value_scale=100.0), SimpleNamespace(max_episode_steps=limit)
     _, facts = n_step_transitions(args, data, task)
-    assert (facts["gamma"], facts["n_step"]) == (pytest.approx(1 - 1 / h), 1)
+    assert (facts["gamma"], facts["n_step"]) == (pytest.approx(1 - 1 / h), n)
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(BASELINES, 2)), ids=" and ".join)

@@ -91,7 +91,7 @@ def test_gamma_and_n_follow_the_episodes_but_not_those_of_play(arrays, tmp_path,
     columns = arrays | {"ends": np.arange(1000) % 100 == 99, "terminals": np.zeros(1000, np.float32)}
     columns["terminals"][{"episodes": [], "successes": [97, 98, 99], "play": [50, 51]}[case]] = 1
     result = learn(copied(algorithm, tmp_path, **columns), tmp_path, *bc_steps(algorithm, 1))
-    h = {"episodes": 20, "successes": 20, "play": 50}[case]
+    h = {"episodes": 20, "successes": 20, "play": 5}[case]
     assert result["gamma"] == pytest.approx(1 - 1 / h) and result["n_step"] == 1
 
 

@@ -95,7 +95,7 @@ def test_what_the_stories_repeat_is_identical(algorithm):
     sections = {
         "    steps = min(": "    network = ",
         "    # The codebook": "follow(behavior_acting",
-        "One rule for all data": 'data["next_observations"][last]',
+        "A horizon h, mean": 'data["next_observations"][last]',
     }
     ours, theirs = ((ROOT / f"{name}.py").read_text() for name in (algorithm, "saq_iql"))
     for begin, end in sections.items():

@@ -47,8 +47,8 @@ class Method(NamedTuple):
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps, 50 in play
-    n_step: Auto = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h, h: mean trajectory, in play limit / 4
+    n_step: Auto = None  # rewards before the bootstrap; default h / 50, in play 1 (the paper: 1)
     value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
     alpha: Weight = 5.0  # weight of the conservative regularizer
     n_actions: Count = 10  # n of the 3n actions that estimate the regularizer's log-integral in a state
@@ -175,9 +175,10 @@ def n_step_transitions(args, data: Batch, task) -> tuple[Batch, dict[str, float]
     `discounts` (N,), of the n steps from observation to next observation.
     """
     play = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()  # goes on after goals that it met by accident
-    h = 50 if play else min(len(data["ends"]) / data["ends"].sum().item(), task.max_episode_steps)
-    gamma, n_step = 1 - 1 / h if args.gamma is None else args.gamma, args.n_step or max(1, round(h / 50))
-    largest = n_step_returns(data, gamma, task.max_episode_steps)[0].abs().max().item()
+    limit = task.max_episode_steps
+    h = max(limit // 4, 1) if play else min(len(data["ends"]) / data["ends"].sum().item(), limit)
+    gamma, n_step = 1 - 1 / h if args.gamma is None else args.gamma, args.n_step or (1 if play else round(h / 50) or 1)
+    largest = n_step_returns(data, gamma, limit)[0].abs().max().item()
     scale = args.value_scale / (largest or 1.0) if args.value_scale else 1.0
     returns, last, discounts = n_step_returns(data, gamma, n_step)
     transitions = {"observations": data["observations"], "next_observations": data["next_observations"][last]}

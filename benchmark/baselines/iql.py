@@ -42,8 +42,8 @@ class Method(NamedTuple):
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
     ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h for trajectories of h steps, 50 in play
-    n_step: Auto = None  # rewards before the bootstrap; default h / 50 (the paper: 1)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h, h: mean trajectory, in play limit / 4
+    n_step: Auto = None  # rewards before the bootstrap; default h / 50, in play 1 (the paper: 1)
     value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
     expectile: Fraction = 0.7  # of V over the actions of the data; 0.5: their mean
     beta: Weight = 0.3  # inverse temperature of the weights: 0 imitates, high follows Q (the paper: 3 for locomotion)
