@@ -14,6 +14,7 @@ other algorithms of this project have to beat, and the pi_b that SAQ-IQL and SAQ
 
 import copy
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -37,7 +38,7 @@ from filelock import FileLock
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file, train_vqvae, write_file
+from vqvae import VQVAE, Standardize, ema_weight, follow, gradient_step, minimize, read_file, train_vqvae, write_file
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
@@ -75,7 +76,7 @@ class Running(NamedTuple):
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
-    compile: bool = False  # compile the losses with torch.compile
+    compile: bool = False  # compile the gradient steps with torch.compile
     runs_dir: str = "runs"  # folder in which the run's folder is made
     checkpoint_every: Count = 10_000  # gradient steps between checkpoints
     resume: str | None = None  # folder of an interrupted run to go on with; its flags hold, but for those given again
@@ -269,6 +270,9 @@ class Run:
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
@@ -288,7 +292,6 @@ if __name__ == "__main__":
     networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "behavior": behavior}
     networks["behavior_acting"] = behavior_acting
     run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, behavior_adam], generator)
-    loss = torch.compile(behavior_loss) if args.compile else behavior_loss
 
     def policy(observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         return vqvae.act(observations, behavior_acting(observations), acting, generator)
@@ -306,18 +309,15 @@ if __name__ == "__main__":
     # The behavior policy over codes.
     transitions = {"observations": observations, "codes": codes}
 
-    @cuda_graph(behavior_adam, generator)
-    def behavior_step() -> Batch:
-        rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        metrics = loss(behavior, {name: column[rows] for name, column in transitions.items()})
-        behavior_adam.zero_grad()
-        metrics["loss"].backward()
-        behavior_adam.step()
+    @gradient_step(behavior_adam, generator, len(codes), args.batch_size, args.compile)
+    def behavior_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
+        metrics = behavior_loss(behavior, {name: column[rows] for name, column in transitions.items()})
+        minimize(metrics["loss"], behavior_adam)
+        follow(behavior_acting, behavior, ema)
         return metrics
 
     for step in run.steps("bc", args.total_steps, "losses/"):
-        run.metrics = behavior_step()
-        follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
+        run.metrics = behavior_step(ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 

@@ -17,6 +17,7 @@ sum of K terms, where continuous CQL samples actions. With the paper's uniform r
 
 import copy
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -40,7 +41,7 @@ from filelock import FileLock
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file, train_vqvae, write_file
+from vqvae import VQVAE, Standardize, ema_weight, follow, gradient_step, minimize, read_file, train_vqvae, write_file
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
@@ -85,7 +86,7 @@ class Running(NamedTuple):
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
-    compile: bool = False  # compile the losses with torch.compile
+    compile: bool = False  # compile the gradient steps with torch.compile
     runs_dir: str = "runs"  # folder in which the run's folder is made
     checkpoint_every: Count = 10_000  # gradient steps between checkpoints
     resume: str | None = None  # folder of an interrupted run to go on with; its flags hold, but for those given again
@@ -100,26 +101,27 @@ def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: boo
     return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
 
 
-def cql_loss(q: nn.Module, q_target: nn.Module, behavior: nn.Module, batch: Batch, alpha: float, backup: str) -> Batch:
+def cql_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float, backup: str) -> Batch:
     """Temporal differences plus CQL(rho)'s regularizer (equation 3) with rho = pi_b, exact.
 
     Args:
-        q, q_target, behavior: map observations to values, and logits of pi_b, (B, K) of the codes.
-        batch: `observations`, `next_observations` (B, observation_dim); `codes` (B,) int64; `returns`, `discounts` (B,)
+        q, q_target: map observations to values (B, K) of the codes.
+        batch: `observations`, `next_observations` (B, observation_dim); `codes` (B,) int64; `returns`, `discounts`
+            (B,); `log_pi_b`, `next_log_pi_b` (B, K)
         backup: `expected` value of s' under Q_target's policy, or `greedy` double Q-learning (van Hasselt et al., 2016)
 
     Returns `loss` to minimize, its parts `td_loss` and `cross_entropy`, and `q_values`, the mean Q of the codes.
     """
-    observations, following, codes = batch["observations"], batch["next_observations"], batch["codes"]
+    following, codes = batch["next_observations"], batch["codes"]
     with torch.no_grad():
-        pi_b, next_pi_b, next_values = behavior(observations), behavior(following), q_target(following)
-        next_value = ((next_values + next_pi_b).softmax(1) * next_values).sum(1)
+        next_values = q_target(following)
+        next_value = ((next_values + batch["next_log_pi_b"]).softmax(1) * next_values).sum(1)
         if backup == "greedy":
             next_value = next_values.gather(1, q(following).argmax(1, keepdim=True)).squeeze(1)
         targets = batch["returns"] + batch["discounts"] * next_value
-    values = q(observations)
+    values = q(batch["observations"])
     taken = values.gather(1, codes[:, None]).squeeze(1)
-    td_loss, cross_entropy = F.mse_loss(taken, targets), F.cross_entropy(values + pi_b, codes)
+    td_loss, cross_entropy = F.mse_loss(taken, targets), F.cross_entropy(values + batch["log_pi_b"], codes)
     parts = {"td_loss": td_loss.detach(), "cross_entropy": cross_entropy.detach(), "q_values": taken.detach().mean()}
     return {"loss": td_loss + alpha * cross_entropy, **parts}
 
@@ -314,6 +316,9 @@ class Run:
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
@@ -335,7 +340,6 @@ if __name__ == "__main__":
     networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "behavior": behavior, "q": q}
     networks |= {"behavior_acting": behavior_acting, "q_target": q_target, "q_acting": q_acting}
     run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, behavior_adam, q_adam], generator)
-    loss = torch.compile(cql_loss) if args.compile else cql_loss
 
     def policy(seen: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         return vqvae.act(seen, q_acting(seen) + behavior_acting(seen), acting, generator)
@@ -351,18 +355,15 @@ if __name__ == "__main__":
     codes = vqvae.encode(observations, actions)
 
     # The behavior policy over codes.
-    @cuda_graph(behavior_adam, generator)
-    def behavior_step() -> Batch:
-        rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
+    @gradient_step(behavior_adam, generator, len(codes), args.batch_size, args.compile)
+    def behavior_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
         cross_entropy = F.cross_entropy(behavior(observations[rows]), codes[rows])
-        behavior_adam.zero_grad()
-        cross_entropy.backward()
-        behavior_adam.step()
-        return {"loss": cross_entropy.detach()}
+        minimize(cross_entropy, behavior_adam)
+        follow(behavior_acting, behavior, ema)
+        return {"loss": cross_entropy}
 
     for step in run.steps("bc", args.bc_steps, "losses/bc_"):
-        run.metrics = behavior_step()
-        follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
+        run.metrics = behavior_step(ema_weight(args.ema_decay, step))
 
     # Conservative Q-learning on the codes. A horizon h, mean trajectory or in play limit / 4, sets gamma and n.
     play = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()  # goes on after goals that it met by accident
@@ -374,21 +375,21 @@ if __name__ == "__main__":
     returns, last, discounts = n_step_returns(data, gamma, n_step)
     transitions = {"observations": observations, "codes": codes, "returns": scale * returns, "discounts": discounts}
     transitions["next_observations"] = data["next_observations"][last]
+    for name, states in (("log_pi_b", observations), ("next_log_pi_b", transitions["next_observations"])):
+        with torch.no_grad():  # looked up, too
+            transitions[name] = torch.cat([behavior_acting(chunk).log_softmax(1) for chunk in states.split(16384)])
 
-    @cuda_graph(q_adam, generator)
-    def q_step() -> Batch:
-        rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
+    @gradient_step(q_adam, generator, len(codes), args.batch_size, args.compile)
+    def q_step(rows: torch.Tensor, ema: torch.Tensor, moved: torch.Tensor) -> Batch:
         batch = {name: column[rows] for name, column in transitions.items()}
-        metrics = loss(q, q_target, behavior_acting, batch, args.alpha, args.backup)
-        q_adam.zero_grad()
-        metrics["loss"].backward()
-        q_adam.step()
+        metrics = cql_loss(q, q_target, batch, args.alpha, args.backup)
+        minimize(metrics["loss"], q_adam)
+        follow(q_target, q, moved)
+        follow(q_acting, q, ema)
         return metrics
 
     for step in run.steps("rl", args.total_steps, "losses/"):
-        run.metrics = q_step()
-        follow(q_target, q, float(step % args.target_period == 0))
-        follow(q_acting, q, ema_weight(args.ema_decay, step))
+        run.metrics = q_step(ema_weight(args.ema_decay, step), step % args.target_period == 0)
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 

@@ -16,6 +16,7 @@ Over K codes the policy is a softmax: there is no actor to fit, and the temperat
 
 import copy
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -39,7 +40,7 @@ from filelock import FileLock
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, cuda_graph, ema_weight, follow, read_file, train_vqvae, write_file
+from vqvae import VQVAE, Standardize, ema_weight, follow, gradient_step, minimize, read_file, train_vqvae, write_file
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
 Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
@@ -85,7 +86,7 @@ class Running(NamedTuple):
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
-    compile: bool = False  # compile the losses with torch.compile
+    compile: bool = False  # compile the gradient steps with torch.compile
     runs_dir: str = "runs"  # folder in which the run's folder is made
     checkpoint_every: Count = 10_000  # gradient steps between checkpoints
     resume: str | None = None  # folder of an interrupted run to go on with; its flags hold, but for those given again
@@ -316,6 +317,9 @@ class Run:
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
@@ -336,7 +340,6 @@ if __name__ == "__main__":
     networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "behavior": behavior, "q": q, "v": v}
     networks |= {"behavior_acting": behavior_acting, "q_target": q_target, "q_acting": q_acting}
     run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, behavior_adam, qv_adam], generator)
-    loss = torch.compile(iql_loss) if args.compile else iql_loss
 
     def policy(seen: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         logits = policy_logits(q_acting(seen), behavior_acting(seen), args.temperature, args.behavior_floor)
@@ -353,18 +356,15 @@ if __name__ == "__main__":
     codes = vqvae.encode(observations, actions)
 
     # The behavior policy over codes.
-    @cuda_graph(behavior_adam, generator)
-    def behavior_step() -> Batch:
-        rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
+    @gradient_step(behavior_adam, generator, len(codes), args.batch_size, args.compile)
+    def behavior_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
         cross_entropy = F.cross_entropy(behavior(observations[rows]), codes[rows])
-        behavior_adam.zero_grad()
-        cross_entropy.backward()
-        behavior_adam.step()
-        return {"loss": cross_entropy.detach()}
+        minimize(cross_entropy, behavior_adam)
+        follow(behavior_acting, behavior, ema)
+        return {"loss": cross_entropy}
 
     for step in run.steps("bc", args.bc_steps, "losses/bc_"):
-        run.metrics = behavior_step()
-        follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
+        run.metrics = behavior_step(ema_weight(args.ema_decay, step))
 
     # Implicit Q-learning on the codes. A horizon h, mean trajectory or in play limit / 4, sets gamma and n.
     play = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()  # goes on after goals that it met by accident
@@ -377,19 +377,16 @@ if __name__ == "__main__":
     transitions = {"observations": observations, "codes": codes, "returns": scale * returns, "discounts": discounts}
     transitions["next_observations"] = data["next_observations"][last]
 
-    @cuda_graph(qv_adam, generator)
-    def q_step() -> Batch:
-        rows = torch.randint(len(codes), (args.batch_size,), generator=generator, device=device)
-        metrics = loss(q, q_target, v, {name: column[rows] for name, column in transitions.items()}, args.expectile)
-        qv_adam.zero_grad()
-        metrics["loss"].backward()
-        qv_adam.step()
+    @gradient_step(qv_adam, generator, len(codes), args.batch_size, args.compile)
+    def q_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
+        metrics = iql_loss(q, q_target, v, {name: column[rows] for name, column in transitions.items()}, args.expectile)
+        minimize(metrics["loss"], qv_adam)
+        follow(q_target, q, args.tau)
+        follow(q_acting, q, ema)
         return metrics
 
     for step in run.steps("rl", args.total_steps, "losses/"):
-        run.metrics = q_step()
-        follow(q_target, q, args.tau)
-        follow(q_acting, q, ema_weight(args.ema_decay, step))
+        run.metrics = q_step(ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 

@@ -30,8 +30,9 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.optim.adam import adam
 
-Step = Callable[[], dict[str, torch.Tensor]]  # a gradient step; returns its scalars, "loss" among them
+Step = Callable[..., dict[str, torch.Tensor]]  # a gradient step; returns its scalars
 CHUNK = 16384  # rows that encode and decode take at once, so that a million need little memory
 
 
@@ -213,12 +214,6 @@ def read_file(path: str | os.PathLike) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, weight: float) -> None:
-    """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)  # one launch on a GPU
-
-
 def ema_weight(decay: float, step: int) -> float:
     """Weight of step 1, 2, ... in a moving average of this decay, which forgets the first weights.
 
@@ -227,43 +222,100 @@ def ema_weight(decay: float, step: int) -> float:
     return max(1.0 - decay, 10 / (9 + step))
 
 
-def cuda_graph(optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Callable[[Step], Step]:
-    """Decorator of a gradient step: on a GPU, call 4 records its kernels, and calls replay them as a CUDA graph.
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, weight: float | torch.Tensor) -> None:
+    """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
+    averages, models = list(average.parameters()), list(model.parameters())
+    if torch.compiler.is_compiling():  # which makes one kernel of this, of lerp one a parameter
+        torch._foreach_mul_(averages, 1 - weight)
+        torch._foreach_add_(averages, torch._foreach_mul(models, weight))
+    else:
+        torch._foreach_lerp_(averages, models, [weight] * len(models))
 
-    Launched one by one, kernels of a few microseconds leave the GPU waiting for Python. On the CPU the function stays
-    as it is. Between calls only tensors may change, and only in place; numbers and branches (learning rate,
-    coefficients, batch size) stay what they were in call 4. What is returned is overwritten by the next call. The
-    function steps `optimizer`, an Adam or the like, and draws from `generator`, on the device of all its tensors.
+
+def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of `optimizer`, an Adam or AdamW, down the gradient of `loss`."""
+    if not torch.compiler.is_compiling():
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return
+    # torch.compile stops at each of the three, so that here are the same Adam's functions, which it looks into.
+    gradients = iter(torch.autograd.grad(loss, [p for group in optimizer.param_groups for p in group["params"]]))
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            states = [optimizer.state[p] for p in group["params"]]
+            moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
+            of_steps, (beta1, beta2) = [state["step"] for state in states], group["betas"]
+            flags = {name: group[name] for name in ("lr", "weight_decay", "eps", "decoupled_weight_decay")}
+            flags |= dict(beta1=beta1, beta2=beta2, amsgrad=False, maximize=False, foreach=True, capturable=True)
+            adam(group["params"], [next(gradients) for _ in states], *moments, [], of_steps, **flags)
+
+
+def gradient_step(
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    rows: int,
+    batch_size: int,
+    compile: bool = False,
+    *draws: Callable[[], torch.Tensor],
+) -> Callable[[Step], Step]:
+    """Decorator of a whole gradient step: of `step(rows, *draws, *weights)` it makes `step(*weights)`, which draws.
+
+    On a GPU, where kernels of a few microseconds would wait for Python, call 3 records them as a CUDA graph, and calls
+    replay it: between calls only tensors may change, and only in place, and a call overwrites what the last returned.
+
+    Args:
+        optimizer: which the step gives to `minimize`.
+        generator: draws the rows, on the device of all tensors.
+        rows, batch_size: the step's rows are (batch_size,) int64, uniform from 0 to rows - 1.
+        compile: compile the whole step with torch.compile.
+        draws: what else is random in the step, such as noise: each a function that draws it from `generator`.
+
+    The weights are numbers of the caller, such as `ema_weight`; the step gets them as scalar tensors.
     """
 
     def decorate(step: Step) -> Step:
-        if generator.device.type != "cuda":
-            return step
-        device, calls, outputs = generator.device, itertools.count(1), {}
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        device, weights, calls, outputs = generator.device, [], itertools.count(1), {}
+        graph, stream = (torch.cuda.CUDAGraph(), torch.cuda.Stream(device)) if device.type == "cuda" else (None, None)
 
-        def replay() -> dict[str, torch.Tensor]:
-            call = next(calls)
-            if call <= 3:  # libraries set themselves up and the optimizer makes its state: nothing to be repeated
+        def detached(*inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {name: value.detach() for name, value in step(*inputs).items()}
+
+        whole = detached
+        if compile:
+            torch._dynamo.config.trace_autograd_ops = True
+            options = {"combo_kernels": True} if graph else None  # independent small kernels become one
+            whole = torch.compile(detached, fullgraph=True, options=options)
+
+        def once() -> dict[str, torch.Tensor]:
+            drawn = torch.randint(rows, (batch_size,), generator=generator, device=device), *(draw() for draw in draws)
+            return (whole if optimizer.state else detached)(*drawn, *weights)  # a first step makes the state
+
+        def call(*values: float) -> dict[str, torch.Tensor]:
+            weights.extend(torch.empty((), device=device) for _ in values[len(weights) :])
+            for weight, value in zip(weights, values, strict=True):
+                weight.fill_(value)
+            if not graph:
+                return once()
+            if next(calls) <= 2:  # libraries set themselves up
                 stream.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(stream):
-                    metrics = step()
+                    metrics = once()
                 torch.cuda.current_stream(device).wait_stream(stream)
                 return metrics
-            if call == 4:
+            if not outputs:
                 graph.register_generator_state(generator)
-                for state in optimizer.state.values():
-                    state["step"] = state["step"].to(device)  # of a fused optimizer it is there
                 for group in optimizer.param_groups:
-                    group["capturable"] = True
+                    group["capturable"] = not compile  # a change of it makes torch.compile begin anew
                 with torch.cuda.graph(graph, stream=stream):
-                    outputs.update(step())
+                    outputs.update(once())
                 for group in optimizer.param_groups:
                     group["capturable"] = False  # or it warns if it ever steps without a graph again
             graph.replay()
             return outputs
 
-        return replay
+        return call
 
     return decorate
 
@@ -316,7 +368,7 @@ def train_vqvae(
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
         ema_decay: decay of the average, at most (see `ema_weight`); 0: the last weights (the paper).
-        compile: compile the loss with torch.compile.
+        compile: compile the gradient step with torch.compile.
         on_step: called after every step with its metrics, as `VQVAE.loss` returns them, every 500 steps also those of
             `VQVAE.evaluate` on some rows; on a GPU the next step overwrites them.
     """
@@ -325,16 +377,13 @@ def train_vqvae(
     learner = learner or copy.deepcopy(model)
     optimizer = optimizer or torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
     generator = generator or torch.Generator(actions.device).manual_seed(0)
-    loss = torch.compile(learner.loss) if compile else learner.loss
     every = max(1, len(actions) // 4096)  # rows whose codes are counted while training
 
-    @cuda_graph(optimizer, generator)
-    def gradient_step() -> dict[str, torch.Tensor]:
-        rows = torch.randint(len(actions), (batch_size,), generator=generator, device=actions.device)
-        metrics = loss(observations[rows], actions[rows])
-        optimizer.zero_grad()
-        metrics["loss"].backward()
-        optimizer.step()
+    @gradient_step(optimizer, generator, len(actions), batch_size, compile)
+    def vqvae_step(rows: torch.Tensor, ema: torch.Tensor) -> dict[str, torch.Tensor]:
+        metrics = learner.loss(observations[rows], actions[rows])
+        minimize(metrics["loss"], optimizer)
+        follow(model, learner, ema)
         return metrics
 
     for step in range(1, steps + 1) if isinstance(steps, int) else steps:
@@ -342,8 +391,7 @@ def train_vqvae(
             rows = torch.randint(len(actions), (8192,), generator=generator, device=actions.device)
             z = learner.embed(observations[rows], actions[rows])
             initialize_codebook(learner, z) if step == 1 else restart_unused_codes(learner, z)
-        metrics = gradient_step()
-        follow(model, learner, ema_weight(ema_decay, step))
+        metrics = vqvae_step(ema_weight(ema_decay, step))
         if step % 500 == 0:
             metrics = metrics | model.evaluate(observations[::every], actions[::every])
         if on_step:

@@ -13,6 +13,7 @@ Environment:
     ONLY       regular expression of the jobs to run (folders); their prerequisites come along
     EXTRA      words added to every command, such as "--device cuda"
     JOBS       jobs at once, default 1; with SLURM tasks of an array at once, default no limit
+    MPS=1      let the jobs' kernels run side by side on a GPU (NVIDIA's Multi-Process Service), not by turns
     DRY=1      print the commands, run nothing
     CHECK=1    report what is finished, running and failed, run nothing
     SLURM=1    submit one job array per level of prerequisites; in place of 1, sbatch's own words: "-c 2 --mem 8G"
@@ -30,7 +31,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -118,7 +122,7 @@ class Job(NamedTuple):
         where = f", see {RUNS / 'slurm' / place}.txt" if place else ""
         return ("killed" if self.killed_run() else "not started") + where
 
-    def start(self, environment: dict[str, str]) -> subprocess.Popen | str:
+    def start(self) -> subprocess.Popen | str:
         """Start or resume; or `locked`, `finished`, `conflict` where there is nothing to start."""
         if (descriptor := self.lock()) is None:
             return "locked"
@@ -138,7 +142,7 @@ class Job(NamedTuple):
                 print("$", shlex.join(words), file=log, flush=True)
                 pipes = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [descriptor]}
                 # a session of its own: Ctrl-C reaches it once, by way of this program
-                process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+                process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, **pipes)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {process.pid} on {socket.gethostname()}\n".encode(), 0)
             return process
@@ -193,10 +197,6 @@ def finished(name: str) -> Path | None:
 
 def run(jobs: list[Job], slots: int) -> int:
     """Run the jobs, at most `slots` at once, each when its prerequisites are finished; the exit code."""
-    environment = dict(os.environ)
-    if slots > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // slots)))
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
@@ -219,7 +219,7 @@ def run(jobs: list[Job], slots: int) -> int:
                 del waiting[name]  # what it needs has failed
             if missing or len(running) == slots:
                 continue
-            outcome = job.start(environment)
+            outcome = job.start()
             if outcome == "locked":
                 if name not in locked:
                     print(f"{name}: waiting, it is running already, as {job.read('lock')}", flush=True)
@@ -245,6 +245,21 @@ def run(jobs: list[Job], slots: int) -> int:
         return 128 + signals[0]
     before = len(done & {job.name for job in jobs} - started - locked)
     return report(jobs, {}, f", {before} of them before")
+
+
+@contextmanager
+def multi_process_service() -> Iterator[None]:
+    """NVIDIA's Multi-Process Service for the processes that are started meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        try:
+            subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            fail(f"MPS=1: {error}; leave MPS out where there is no NVIDIA GPU")
+        try:
+            yield
+        finally:
+            subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True)
 
 
 def report(jobs: list[Job], queue: set[str], note: str = "") -> int:
@@ -328,7 +343,8 @@ def main() -> int:
         return report(jobs, in_queue(jobs))
     if options := os.environ.get("SLURM"):
         return submit(jobs, at_once, [] if options == "1" else shlex.split(options))
-    return run(jobs, int(at_once or 1))
+    with multi_process_service() if os.environ.get("MPS") else nullcontext():
+        return run(jobs, int(at_once or 1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Time of each gradient step over the time of the bare matrix multiplications that its equations need.
+"""Speed of the gradient steps, a line a phase.
 
-Step and multiplications take turns in one process, at the same shapes and number of threads, so that the ratio does not
-depend on the machine's load. 1.0 would be a step that does nothing but multiply.
+On the CPU: the time of a step over that of the bare matrix multiplications that its equations need. The two take turns
+in one process, at the same shapes and number of threads, so that the ratio does not depend on the machine's load. 1.0
+would be a step that does nothing but multiply. On a GPU: steps a second, kernels a step, and the share of the time in
+which a kernel runs.
 
     python benchmark/speed.py                # as the algorithm files run by default
     python benchmark/speed.py --compile      # with torch.compile
@@ -23,18 +25,18 @@ from saq_bc import behavior_loss, mlp
 from saq_brac import brac_loss
 from saq_cql import cql_loss
 from saq_iql import iql_loss
-from vqvae import VQVAE, follow, train_vqvae
+from vqvae import VQVAE, follow, gradient_step, minimize, train_vqvae
 
 
 class Args(NamedTuple):
     hidden_dim: int = 512  # width of the hidden layers
     batch_size: int = 256  # rows per step
-    threads: int = 2  # of PyTorch
-    steps: int = 200  # to time, after 20 to warm up
+    threads: int = 1  # of PyTorch on the CPU
+    steps: int = 200  # to time, after 20 to warm up; on a GPU ten times as many
     observation_dim: int = 28  # number of observation dimensions (demo dataset: 28)
     action_dim: int = 4  # number of action dimensions (demo dataset: 4)
     layer_norm: bool = True  # normalize the hidden layers of Q and V, as the algorithm files do by default
-    compile: bool = False  # compile the losses
+    compile: bool = False  # compile the steps
 
 
 def multiplications(batch: int, layers: list[tuple[int, int, str]]) -> Callable[[], None]:
@@ -59,46 +61,63 @@ def multiplications(batch: int, layers: list[tuple[int, int, str]]) -> Callable[
 
 def in_turns(steps: int, multiply: Callable[[], None], times: list[tuple[float, float]]) -> Iterator[int]:
     """Yield step numbers; append to `times` how long the caller took for each, and `multiply` after it."""
-    for step in range(2, steps + 22):  # step 1 of the VQ-VAE also initializes the codebook
+    for _ in range(steps + 20):
         start = time.perf_counter()
-        yield step
+        yield 2  # not 1, which initializes the codebook
         middle = time.perf_counter()
         multiply()
         times.append((middle - start, time.perf_counter() - middle))
 
 
+def on_gpu(steps: int, figures: list[float]) -> Iterator[int]:
+    """Yield step numbers; append to `figures` the caller's steps a second, kernels a step and share of busy time."""
+    yield from [2] * 20
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    yield from [2] * steps
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / steps
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        yield from [2] * 20
+        torch.cuda.synchronize()
+    kernels = [e.time_range.elapsed_us() for e in profile.events() if str(e.device_type).endswith("CUDA")]
+    figures += [1 / seconds, len(kernels) / 20, sum(kernels) / 20e6 / seconds]
+
+
 def main(args: Args) -> None:
-    """Print one line per phase: milliseconds of the step, of its multiplications, and the ratio of the medians."""
+    """Print a line a phase."""
     torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")  # as the algorithm files do
     torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_default_device(device)
     obs, act, hidden, codes = args.observation_dim, args.action_dim, args.hidden_dim, 64
     rows = 20_000
     observations, actions = torch.randn(rows, obs), torch.rand(rows, act) * 2 - 1
     behavior_data = {"observations": observations, "codes": torch.randint(codes, (rows,))}
     transitions = behavior_data | {"returns": torch.randn(rows), "discounts": torch.full((rows,), 0.99)}
     transitions["next_observations"] = observations.roll(-1, 0)
-    brac_data = transitions | {"next_log_pi_b": torch.randn(rows, codes).log_softmax(1)}
+    log_pi_b = torch.randn(rows, codes).log_softmax(1)
+    tables = transitions | {"log_pi_b": log_pi_b, "next_log_pi_b": log_pi_b.roll(-1, 0)}
     vqvae = VQVAE(obs, act, codebook_size=codes, hidden_dim=hidden)
 
     def train(loss, networks: list[torch.nn.Module], averages: list[torch.nn.Module], data, *settings) -> Callable:
         """Steps of loss(*networks, a batch of data, *settings), after which averages follow the first network."""
-        optimizer = torch.optim.AdamW([p for network in networks for p in network.parameters()], fused=True)
-        loss = torch.compile(loss) if args.compile else loss
+        learned = [p for network in networks if network is not q_target for p in network.parameters()]
+        optimizer = torch.optim.AdamW(learned, fused=True)
 
-        def run(steps: Iterator[int]) -> None:
-            for _ in steps:
-                index = torch.randint(rows, (args.batch_size,))
-                metrics = loss(*networks, {name: column[index] for name, column in data.items()}, *settings)
-                optimizer.zero_grad()
-                metrics["loss"].backward()
-                optimizer.step()
-                for average in averages:
-                    follow(average, networks[0], 0.005)
+        @gradient_step(optimizer, torch.Generator(device).manual_seed(0), rows, args.batch_size, args.compile)
+        def update(index: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+            metrics = loss(*networks, {name: column[index] for name, column in data.items()}, *settings)
+            minimize(metrics["loss"], optimizer)
+            for average in averages:
+                follow(average, networks[0], weight)
+            return metrics
 
-        return run
+        return lambda steps: [update(0.005) for _ in steps]
 
     q, v = (mlp(vqvae.standardize, outputs, hidden, args.layer_norm) for outputs in (codes, 1))
-    q_target, acting, behavior = copy.deepcopy(q), copy.deepcopy(q), copy.deepcopy(q)
+    q_target, acting = copy.deepcopy(q), copy.deepcopy(q)
     latent = vqvae.config["embedding_dim"]
     encoder = [(obs + act, hidden, "yw"), (hidden, hidden, "ywx"), (hidden, latent, "ywx")]
     decoder = [(obs + latent, hidden, "ywx"), (hidden, hidden, "ywx"), (hidden, act, "ywx")]
@@ -112,21 +131,25 @@ def main(args: Args) -> None:
         ),
         "SAQ-BC, pi_b": (train(behavior_loss, [q], [acting], behavior_data), q_layers),
         "SAQ-CQL": (
-            train(cql_loss, [q, q_target, behavior], [acting], transitions, 4.0, "expected"),
-            q_layers + 3 * forward_q,
+            train(cql_loss, [q, q_target], [acting], tables, 4.0, "expected"),
+            q_layers + forward_q,
         ),
         "SAQ-IQL": (
             train(iql_loss, [q, q_target, v], [q_target, acting], transitions, 0.7),
             q_layers + v_layers + forward_q + forward_v,
         ),
         "SAQ-BRAC": (
-            train(brac_loss, [q, q_target], [q_target, acting], brac_data, 3.0),
+            train(brac_loss, [q, q_target], [q_target, acting], tables, 3.0),
             q_layers + forward_q,
         ),
     }
     for name, (run, layers) in phases.items():
-        times: list[tuple[float, float]] = []
-        run(in_turns(args.steps, multiplications(args.batch_size, layers), times))
+        if device.type == "cuda":
+            run(on_gpu(10 * args.steps, figures := []))
+            rate, kernels, busy = figures
+            print(f"{name:<16} {rate:7.0f} steps/s   {kernels:4.0f} kernels a step   busy {busy:.2f}", flush=True)
+            continue
+        run(in_turns(args.steps, multiplications(args.batch_size, layers), times := []))
         step, bare = 1e3 * np.median(times[20:], axis=0)
         print(f"{name:<16} step {step:7.2f} ms   multiplications {bare:7.2f} ms   ratio {step / bare:.2f}", flush=True)
 

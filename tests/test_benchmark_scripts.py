@@ -33,7 +33,7 @@ else:
     run.mkdir()
     (run / "checkpoint.pt").write_text("0")
     (run / "args.json").write_text(json.dumps({"args": flags}))
-print("begin with", sys.argv[1:], "threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
+print("begin with", sys.argv[1:], "MPS", os.environ.get("CUDA_MPS_PIPE_DIRECTORY"), flush=True)
 if "--read" in flags:
     Path(flags["--read"]).read_text()
 for step in range(int((run / "checkpoint.pt").read_text()), int(flags.get("--steps", 0))):
@@ -108,18 +108,26 @@ def test_runs_in_order_with_prerequisites_first_and_skips_what_is_finished(bench
         f"{sys.executable} {bench.folder}/command.py --read {first}/result.json --runs-dir {bench.runs}/a/second"
         in (printed)
     )
-    assert "threads None" in bench.log("a/second")
+    assert "MPS None" in bench.log("a/second")
     assert "3 jobs finished, 3 of them before; 0 failed" in bench.run(*lines)
     assert [bench.begun(name) for name in names] == [1, 1, 1]
 
 
-def test_several_at_once_share_the_cores(bench):
+def test_several_at_once(bench):
     meet = bench.folder / "meet"
     meet.mkdir()
     bench.run(f"a X --meet {meet}", f"b X --meet {meet}", JOBS="2")
-    assert f"threads {max(1, len(os.sched_getaffinity(0)) // 2)}" in bench.log("a")
-    bench.run("c X", JOBS="2", OMP_NUM_THREADS="7")
-    assert "threads 7" in bench.log("c")
+
+
+def test_the_multi_process_service_runs_as_long_as_the_jobs(bench):
+    """With a control program that notes what it is told."""
+    control = bench.folder / "nvidia-cuda-mps-control"
+    control.write_text('#!/usr/bin/env bash\necho "$1 $([ -n "$1" ] || cat) $CUDA_MPS_PIPE_DIRECTORY" >> "$0.log"\n')
+    control.chmod(0o755)
+    bench.run("a X", MPS="1", PATH=f"{bench.folder}:{os.environ['PATH']}")
+    (pipe,) = re.findall("MPS (/.*)", bench.log("a"))
+    assert control.with_suffix(".log").read_text() == f"-d  {pipe}\n quit {pipe}\n"
+    assert not Path(pipe).exists()
 
 
 def test_a_file_system_without_locks_is_no_obstacle(bench):
@@ -247,6 +255,7 @@ def test_dry_runs_nothing(bench):
         (["a X 'b"], {}, "No closing quotation"),
         (["a X"], {"JOBS": "0"}, "JOBS must be a number above 0, it is 0"),
         (["a X"], {"ONLY": "("}, "EXTRA or ONLY"),
+        (["a X"], {"MPS": "1", "PATH": "/nowhere"}, "leave MPS out"),
         (["a X"], {"SLURM": "1", "PATH": "/nowhere"}, "sbatch"),
     ],
 )

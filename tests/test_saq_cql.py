@@ -12,20 +12,26 @@ from vqvae import VQVAE
 
 
 def networks():
-    """Q, its target network and a behavior policy, of 6 codes."""
-    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(3)]
+    """Q and its target network, of 6 codes."""
+    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(2)]
+
+
+def with_behavior(data, log_pi_b=None):
+    """A batch with a behavior policy, by default any."""
+    log_pi_b = torch.randn(len(data["codes"]), 6).log_softmax(1) if log_pi_b is None else log_pi_b
+    return data | {"log_pi_b": log_pi_b, "next_log_pi_b": log_pi_b.roll(1, 0)}
 
 
 @pytest.mark.parametrize("backup", ["expected", "greedy"])
 def test_cql_loss_is_the_equation(backup):
-    q, q_target, behavior = networks()
-    data = batch()
-    metrics = cql_loss(q, q_target, behavior, data, 2.5, backup)
+    q, q_target = networks()
+    data = with_behavior(batch())
+    metrics = cql_loss(q, q_target, data, 2.5, backup)
     td, cross_entropy = [], []
     for i in range(32):
         here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
         values, online, target = (network(o)[0].tolist() for network, o in ((q, here), (q, there), (q_target, there)))
-        pi_b, next_pi_b = (behavior(o).softmax(1)[0].tolist() for o in (here, there))
+        pi_b, next_pi_b = (data[name][i].exp().tolist() for name in ("log_pi_b", "next_log_pi_b"))
         if backup == "greedy":
             value = target[max(range(6), key=lambda k: online[k])]
         else:
@@ -43,31 +49,31 @@ def test_cql_loss_is_the_equation(backup):
 
 def test_without_a_behavior_policy_it_is_the_papers_regularizer():
     """CQL(H), equation 4: logsumexp_k Q(s, k) - Q(s, c)."""
-    q, q_target, _ = networks()
-    data = batch()
-    metrics = cql_loss(q, q_target, lambda o: torch.zeros(len(o), 6), data, 1.0, "greedy")
+    q, q_target = networks()
+    data = with_behavior(batch(), torch.full((32, 6), -math.log(6)))
+    metrics = cql_loss(q, q_target, data, 1.0, "greedy")
     values = q(data["observations"])
     expected = (values.logsumexp(1) - values.gather(1, data["codes"][:, None]).squeeze(1)).mean()
     torch.testing.assert_close(metrics["cross_entropy"], expected.detach())
 
 
 @pytest.mark.parametrize("backup", ["expected", "greedy"])
-def test_no_gradient_through_the_backup_and_to_the_behavior_policy(backup):
-    q, q_target, behavior = networks()
-    data = batch()
+def test_no_gradient_through_the_backup(backup):
+    q, q_target = networks()
+    data = with_behavior(batch())
     data["next_observations"].requires_grad_()
-    cql_loss(q, q_target, behavior, data, 1.0, backup)["loss"].backward()
-    assert all(p.grad is None for p in [*q_target.parameters(), *behavior.parameters()])
+    cql_loss(q, q_target, data, 1.0, backup)["loss"].backward()
+    assert all(p.grad is None for p in q_target.parameters())
     assert data["next_observations"].grad is None
     assert all(p.grad is not None for p in q.parameters())
 
 
 def test_conservative_gradient_is_policy_minus_data():
     """d/dQ of logsumexp(Q + log pi_b) - Q_c is pi - onehot(c): pushes the unseen down, the seen up."""
-    values, pi_b = torch.randn(8, 6, requires_grad=True), torch.randn(8, 6)
-    data = batch(rows=8) | {"discounts": torch.zeros(8)}
+    values, pi_b = torch.randn(8, 6, requires_grad=True), torch.randn(8, 6).log_softmax(1)
+    data = with_behavior(batch(rows=8) | {"discounts": torch.zeros(8)}, pi_b)
     data["returns"] = values.detach().gather(1, data["codes"][:, None]).squeeze(1)  # no temporal-difference error
-    metrics = cql_loss(lambda _: values, lambda _: torch.zeros(8, 6), lambda _: pi_b, data, 3.0, "expected")
+    metrics = cql_loss(lambda _: values, lambda _: torch.zeros(8, 6), data, 3.0, "expected")
     metrics["loss"].backward()
     onehot = torch.nn.functional.one_hot(data["codes"], 6)
     torch.testing.assert_close(values.grad, 3.0 / 8 * (torch.softmax(values.detach() + pi_b, 1) - onehot))
@@ -84,7 +90,8 @@ def test_the_policy_at_the_optimum_is_known(alpha):
     data = {"codes": codes, "returns": rewards[codes], "discounts": torch.zeros(10).double()}
     data |= {"observations": torch.zeros(10, 1), "next_observations": torch.zeros(10, 1)}
     values = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    tables = [lambda _, t=t: t.expand(10, 3) for t in (values, torch.zeros(1, 3).double(), frequencies.log()[None])]
+    data = with_behavior(data, frequencies.log().expand(10, 3))
+    tables = [lambda _, t=t: t.expand(10, 3) for t in (values, torch.zeros(1, 3).double())]
     optimizer = torch.optim.LBFGS([values], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
 
     def loss():
@@ -135,7 +142,9 @@ def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor, backup):
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3)
     scale = 100.0
     for step, data in enumerate(corridor.batches(3000, scale)):
-        loss = cql_loss(q, q_target, lambda states: states @ log_behavior, data, 1.0, backup)["loss"]
+        for name, states in (("log_pi_b", "observations"), ("next_log_pi_b", "next_observations")):
+            data[name] = data[states] @ log_behavior
+        loss = cql_loss(q, q_target, data, 1.0, backup)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -86,15 +86,16 @@ def test_files_are_as_short_as_they_promise():
         lines = (ROOT / f"{algorithm}.py").read_text().splitlines()
         assert len(lines) <= 400
         assert next(i for i, line in enumerate(lines, 1) if line.startswith("def ") and "_loss(" in line) < 130
-    assert len((ROOT / "vqvae.py").read_text().splitlines()) <= 350
+    assert len((ROOT / "vqvae.py").read_text().splitlines()) <= 400
 
 
 @pytest.mark.parametrize("algorithm", ["saq_cql", "saq_brac"])
 def test_what_the_stories_repeat_is_identical(algorithm):
-    """Steps by the data, the codebook, the behavior policy, and the rule for gamma, n and the scale of rewards."""
+    """Machine, steps by the data, codebook, behavior policy, and the rule for gamma, n and the scale of rewards."""
     sections = {
+        "    device = ": "    data, task",
         "    steps = min(": "    network = ",
-        "    # The codebook": "follow(behavior_acting",
+        "    # The codebook": "behavior_step(ema_weight",
         "A horizon h, mean": 'data["next_observations"][last]',
     }
     ours, theirs = ((ROOT / f"{name}.py").read_text() for name in (algorithm, "saq_iql"))

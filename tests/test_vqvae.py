@@ -3,17 +3,22 @@
 import copy
 import itertools
 import resource
+import shutil
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 
-import vqvae
 from vqvae import (
     VQVAE,
     Standardize,
+    follow,
+    gradient_step,
     initialize_codebook,
+    minimize,
     read_file,
     restart_unused_codes,
     train_vqvae,
@@ -217,21 +222,50 @@ def test_what_is_trained_is_the_average_of_the_learners_weights(decay):
     assert torch.equal(model.decoder[0].weight, learner.decoder[0].weight) == (decay == 0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("restart_every, rtol, atol", [(0, 0.0, 0.0), (2, 1e-3, 1e-4)])  # k-means adds in any order
-def test_a_step_captured_as_a_cuda_graph_is_the_step(monkeypatch, restart_every, rtol, atol):
-    observations, actions = (x.cuda() for x in batch(500))
-    start = make().cuda()
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+COMPILE = pytest.param(True, marks=pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler"))
 
-    def train():
-        model, generator, losses = copy.deepcopy(start), torch.Generator("cuda").manual_seed(1), []
-        settings = {"steps": 10, "generator": generator, "restart_every": restart_every}
-        train_vqvae(model, observations, actions, **settings, on_step=lambda m: losses.append(m["loss"].item()))
-        return losses, model.state_dict(), generator.get_state()
 
-    captured = train()
-    monkeypatch.setattr(vqvae, "cuda_graph", lambda optimizer, generator: lambda step: step)
-    torch.testing.assert_close(captured, train(), rtol=rtol, atol=atol)
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("compile", [False, COMPILE])
+def test_a_gradient_step_is_the_sum_of_its_parts(device, compile):
+    """Rows and noise drawn, AdamW with a weight decay a group, a moving average: as a graph, compiled, and by hand."""
+    data, start = (
+        torch.randn(50, 3, device=device),
+        nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)).to(device),
+    )
+
+    def prepare():
+        net, generator = copy.deepcopy(start), torch.Generator(device).manual_seed(1)
+        groups = [{"params": net[0].parameters()}, {"params": net[2].parameters(), "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5, fused=compile or device == "cuda")
+        noise = partial(torch.randn, 16, 1, generator=generator, device=device)
+        return net, copy.deepcopy(net), optimizer, generator, noise
+
+    net, average, optimizer, generator, noise = prepare()
+
+    @gradient_step(optimizer, generator, len(data), 16, compile, noise)
+    def step(rows, noise, weight):
+        loss = (net(data[rows]) - noise).square().mean()
+        minimize(loss, optimizer)
+        follow(average, net, weight)
+        return {"loss": loss, "noise": noise.mean()}
+
+    by_hand, known, reference, generator, draw = prepare()
+    for i in range(1, 9):
+        metrics = {name: value.item() for name, value in step(1 / i).items()}
+        rows = torch.randint(50, (16,), generator=generator, device=device)
+        noise = draw()
+        loss = (by_hand(data[rows]) - noise).square().mean()
+        reference.zero_grad()
+        loss.backward()
+        reference.step()
+        for old, new in zip(known.parameters(), by_hand.parameters()):
+            old.data += (new.data - old.data) / i
+        assert metrics == pytest.approx({"loss": loss.item(), "noise": noise.mean().item()}, rel=1e-4, abs=1e-5)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    close(net.state_dict(), by_hand.state_dict())
+    close(average.state_dict(), known.state_dict())
 
 
 def test_an_optimizer_without_its_learner_is_refused():

@@ -12,6 +12,7 @@ Data, evaluation and outputs are those of saq_bc.py, from which they are importe
 """
 
 import copy
+import os
 import signal
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch.nn as nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from saq_bc import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
-from vqvae import Standardize, ema_weight, follow
+from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
 
 
 class Method(NamedTuple):
@@ -75,6 +76,9 @@ def bc_loss(actor: GaussianPolicy, observations: torch.Tensor, actions: torch.Te
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
@@ -86,16 +90,16 @@ if __name__ == "__main__":
     actor_acting = copy.deepcopy(actor)
     adam = torch.optim.AdamW(actor.parameters(), args.learning_rate, weight_decay=args.weight_decay, fused=True)
     run = Run(args, task, nn.ModuleDict({"actor": actor, "actor_acting": actor_acting}), [adam], generator)
-    if args.compile:
-        bc_loss = torch.compile(bc_loss, mode="reduce-overhead" if device.type == "cuda" else None)
+
+    @gradient_step(adam, generator, len(data["actions"]), args.batch_size, args.compile)
+    def bc_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
+        metrics = bc_loss(actor, data["observations"][rows], data["actions"][rows])
+        minimize(metrics["loss"], adam)
+        follow(actor_acting, actor, ema)
+        return metrics
 
     for step in run.steps("bc", args.total_steps, "losses/"):
-        rows = torch.randint(len(data["actions"]), (args.batch_size,), generator=generator, device=device)
-        run.metrics = bc_loss(actor, data["observations"][rows], data["actions"][rows])
-        adam.zero_grad()
-        run.metrics["loss"].backward()
-        adam.step()
-        follow(actor_acting, actor, ema_weight(args.ema_decay, step))
+        run.metrics = bc_step(ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
 

@@ -15,6 +15,7 @@ standardized, Q layer-normalized, an average of the weights acts. Data, evaluati
 """
 
 import copy
+import os
 import signal
 import sys
 from functools import partial
@@ -33,7 +34,7 @@ from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from saq_brac import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, parse_args
-from vqvae import Standardize, ema_weight, follow
+from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
 
 
 class Method(NamedTuple):
@@ -100,6 +101,9 @@ def brac_loss(
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
@@ -117,34 +121,36 @@ if __name__ == "__main__":
     networks = {"behavior": behavior, "behavior_acting": behavior_acting, "q": q, "q_target": q_target}
     networks |= {"actor": actor, "actor_acting": actor_acting}
     run = Run(args, task, nn.ModuleDict(networks), [behavior_adam, adam], generator)
-    if args.compile:
-        compiled = partial(torch.compile, mode="reduce-overhead" if device.type == "cuda" else None)
-        behavior_loss, brac_loss = compiled(behavior_loss), compiled(brac_loss)
-    draw = {"generator": generator, "device": device}
+    rows_and_compile = generator, len(data["actions"]), args.batch_size, args.compile
 
     # The behavior policy.
+    @gradient_step(behavior_adam, *rows_and_compile)
+    def behavior_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
+        metrics = behavior_loss(behavior, data["observations"][rows], data["actions"][rows])
+        minimize(metrics["loss"], behavior_adam)
+        follow(behavior_acting, behavior, ema)
+        return metrics
+
     for step in run.steps("bc", args.bc_steps, "losses/bc_"):
-        rows = torch.randint(len(data["actions"]), (args.batch_size,), **draw)
-        run.metrics = behavior_loss(behavior, data["observations"][rows], data["actions"][rows])
-        behavior_adam.zero_grad()
-        run.metrics["loss"].backward()
-        behavior_adam.step()
-        follow(behavior_acting, behavior, ema_weight(args.ema_decay, step))
+        run.metrics = behavior_step(ema_weight(args.ema_decay, step))
 
     # Behavior-regularized Q-learning.
     transitions, facts = n_step_transitions(args, data, task)
+    noise = partial(torch.randn, 2, args.batch_size, action_dim, generator=generator, device=device)
+
+    @gradient_step(adam, *rows_and_compile, noise)
+    def brac_step(rows: torch.Tensor, noise: torch.Tensor, tau: torch.Tensor, ema: torch.Tensor) -> Batch:
+        batch = {name: column[rows] for name, column in transitions.items()}
+        metrics = brac_loss(q, q_target, actor, behavior_acting, batch, noise, args.alpha)
+        minimize(metrics["loss"], adam)
+        follow(q_target, q, tau)
+        follow(actor_acting, actor, ema)
+        return metrics
+
     for step in run.steps("rl", args.total_steps, "losses/"):
         if step == 1:
             actor.load_state_dict(behavior_acting.state_dict())
-        rows = torch.randint(len(data["actions"]), (args.batch_size,), **draw)
-        batch = {name: column[rows] for name, column in transitions.items()}
-        noise = torch.randn(2, args.batch_size, action_dim, **draw)
-        run.metrics = brac_loss(q, q_target, actor, behavior_acting, batch, noise, args.alpha)
-        adam.zero_grad()
-        run.metrics["loss"].backward()
-        adam.step()
-        follow(q_target, q, args.tau)
-        follow(actor_acting, actor, ema_weight(args.ema_decay, step))
+        run.metrics = brac_step(args.tau, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
 

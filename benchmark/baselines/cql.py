@@ -18,6 +18,7 @@ an average of the policy's weights acts. Data, evaluation and outputs are those 
 
 import copy
 import math
+import os
 import signal
 import sys
 from functools import partial
@@ -35,7 +36,7 @@ from torch.func import functional_call
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from saq_cql import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, n_step_returns, parse_args
-from vqvae import Standardize, ema_weight, follow
+from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
 
 
 class Method(NamedTuple):
@@ -189,6 +190,9 @@ def n_step_transitions(args, data: Batch, task) -> tuple[Batch, dict[str, float]
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
@@ -205,8 +209,6 @@ if __name__ == "__main__":
     adam = adamw([{"params": q.parameters()}, {"params": no_decay, "weight_decay": 0.0}])
     networks = {"q": q, "q_target": q_target, "actor": actor, "actor_acting": actor_acting}
     run = Run(args, task, nn.ModuleDict(networks | {"entropy_weight": entropy_weight}), [adam], generator)
-    if args.compile:
-        cql_loss = torch.compile(cql_loss, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def policy(observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
         if acting == "softmax":
@@ -214,18 +216,22 @@ if __name__ == "__main__":
         return actor_acting.act(observations, acting, generator)
 
     transitions, facts = n_step_transitions(args, data, task)
-    draw = {"generator": generator, "device": device}
-    for step in run.steps("rl", args.total_steps, "losses/"):
-        rows = torch.randint(len(data["actions"]), (args.batch_size,), **draw)
+    draw, per_row = {"generator": generator, "device": device}, (args.batch_size, action_dim)
+    uniform = partial(torch.rand, args.n_actions, *per_row, **draw)
+    noise = partial(torch.randn, 1 + args.n_actions, 2, *per_row, **draw)
+
+    @gradient_step(adam, generator, len(data["actions"]), args.batch_size, args.compile, uniform, noise)
+    def cql_step(rows, uniform, noise, tau, ema) -> Batch:
         batch = {name: column[rows] for name, column in transitions.items()}
-        uniform = 2.0 * torch.rand(args.n_actions, args.batch_size, action_dim, **draw) - 1.0
-        noise = torch.randn(1 + args.n_actions, 2, args.batch_size, action_dim, **draw)
-        run.metrics = cql_loss(q, q_target, actor, entropy_weight["log"], batch, uniform, noise, args.alpha)
-        adam.zero_grad()
-        run.metrics["loss"].backward()
-        adam.step()
-        follow(q_target, q, args.tau)
-        follow(actor_acting, actor, ema_weight(args.ema_decay, step))
+        weight = entropy_weight["log"]
+        metrics = cql_loss(q, q_target, actor, weight, batch, 2.0 * uniform - 1.0, noise, args.alpha)
+        minimize(metrics["loss"], adam)
+        follow(q_target, q, tau)
+        follow(actor_acting, actor, ema)
+        return metrics
+
+    for step in run.steps("rl", args.total_steps, "losses/"):
+        run.metrics = cql_step(args.tau, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 

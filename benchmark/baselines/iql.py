@@ -14,6 +14,7 @@ Data, evaluation and outputs are those of saq_iql.py.
 """
 
 import copy
+import os
 import signal
 import sys
 from functools import partial
@@ -30,7 +31,7 @@ from cql import TwinQ, n_step_transitions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from saq_iql import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
-from vqvae import Standardize, ema_weight, follow
+from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
 
 
 class Method(NamedTuple):
@@ -82,6 +83,9 @@ def iql_loss(
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
@@ -98,19 +102,19 @@ if __name__ == "__main__":
     adam = adamw([{"params": q.parameters()}, {"params": no_decay, "weight_decay": 0.0}])
     networks = {"q": q, "q_target": q_target, "v": v, "actor": actor, "actor_acting": actor_acting}
     run = Run(args, task, nn.ModuleDict(networks), [adam], generator)
-    if args.compile:
-        iql_loss = torch.compile(iql_loss, mode="reduce-overhead" if device.type == "cuda" else None)
-
     transitions, facts = n_step_transitions(args, data, task)
-    for step in run.steps("rl", args.total_steps, "losses/"):
-        rows = torch.randint(len(data["actions"]), (args.batch_size,), generator=generator, device=device)
+
+    @gradient_step(adam, generator, len(data["actions"]), args.batch_size, args.compile)
+    def iql_step(rows: torch.Tensor, tau: torch.Tensor, ema: torch.Tensor) -> Batch:
         batch = {name: column[rows] for name, column in transitions.items()}
-        run.metrics = iql_loss(q, q_target, v, actor, batch, args.expectile, args.beta)
-        adam.zero_grad()
-        run.metrics["loss"].backward()
-        adam.step()
-        follow(q_target, q, args.tau)
-        follow(actor_acting, actor, ema_weight(args.ema_decay, step))
+        metrics = iql_loss(q, q_target, v, actor, batch, args.expectile, args.beta)
+        minimize(metrics["loss"], adam)
+        follow(q_target, q, tau)
+        follow(actor_acting, actor, ema)
+        return metrics
+
+    for step in run.steps("rl", args.total_steps, "losses/"):
+        run.metrics = iql_step(args.tau, ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
 
