@@ -50,6 +50,13 @@ class Row(NamedTuple):
 
 WAYS = ("mean", "greedy", "sampled")  # of acting
 COLOURS = {"saq": "#0072B2", "action-only": "#D55E00", "uniform": "#009E73", "aquadem": "#CC79A7"}  # Okabe and Ito's
+MARKS = {"saq": ("-", "o"), "action-only": ("--", "s"), "uniform": (":", "^"), "aquadem": ("-.", "D")}  # differ in grey
+ACTING = {"mean": "mean action", "greedy": "most probable code", "sampled": "sampled code"}
+TITLES = {  # of datasets in the figure, as in report.py
+    "fetch-pick-and-place-demo-v0": "demo",
+    "hopper-medium-expert-sb3-v0": "hopper mix",
+    "cube-single-play-v0": "cube-single",
+}
 NAMES = {"saq": "state-conditioned", "action-only": "action only", "uniform": "uniform grid", "aquadem": "Aquadem"}
 
 
@@ -130,9 +137,10 @@ def draw_lines(axis: plt.Axes, rows: Iterable[Row], column: str) -> None:
     for quantizer, runs in group(rows, lambda row: row.quantizer).items():
         by_size = group(runs, lambda row: row.codebook_size)
         colour, means = COLOURS[quantizer], [np.mean([getattr(run, column) for run in g]) for g in by_size.values()]
-        axis.plot(list(by_size), means, color=colour, label=NAMES[quantizer])
+        dashes, marker = MARKS[quantizer]
+        axis.plot(list(by_size), means, dashes, marker=marker, color=colour, label=NAMES[quantizer])
         sizes, values = zip(*((run.codebook_size, getattr(run, column)) for run in runs))
-        axis.scatter(sizes, values, s=14, color=colour, alpha=0.5, linewidths=0)
+        axis.scatter(sizes, values, s=12, marker=marker, color=colour, alpha=0.4, linewidths=0)
 
 
 def draw(rows: list[Row], acting: str, path: Path) -> None:
@@ -144,18 +152,21 @@ def draw(rows: list[Row], acting: str, path: Path) -> None:
         # what algorithms share counts once
         quantizers = {(run.quantizer, run.codebook_size, run.seed): run for run in runs}
         draw_lines(line[0], quantizers.values(), "error")
-        line[0].set(yscale="log", title=dataset, ylabel="error / action variance")
+        title = TITLES.get(dataset, dataset)
+        line[0].set(yscale="log", title=f"{title}: error of the actions", ylabel="share of the actions' variance")
+        line[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+        line[0].yaxis.set_minor_formatter("")
         for axis, algorithm in zip(line[1:], algorithms, strict=True):
             chosen = [run for run in runs if run.algorithm == algorithm]
             draw_lines(axis, chosen, acting)
-            axis.set(title=f"SAQ-{algorithm.upper()}", ylabel=f"score, {acting}")
+            axis.set(title=f"{title}: SAQ-{algorithm.upper()}", ylabel=f"score by {ACTING[acting]}")
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             axis.set_visible(bool(chosen))
         sizes = sorted({run.codebook_size for run in runs})
         for axis in line:
             axis.set_xscale("log", base=2)
             axis.set_xticks(sizes, sizes)
-            axis.set_xlabel("codes K")
+            axis.set_xlabel("number of codes K")
             axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)

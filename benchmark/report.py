@@ -55,7 +55,26 @@ class Args(NamedTuple):
 
 
 FAMILIES = {"BRAC": "#CC79A7", "IQL": "#D55E00", "CQL": "#009E73", "BC": "#0072B2"}  # Okabe and Ito's colours
-LINES = {"SAQ": "-", "": "--", "Aquadem": ":"}  # by quantizer
+STYLES = {  # of a quantizer's lines: dashes, marker, colour, which differ in grey, too
+    "SAQ": ("-", "o", "#1b3a57"),
+    "": ("--", "s", "#d55e00"),
+    "Aquadem": (":", "^", "#777777"),
+}
+TITLES = {  # of datasets in figures, in place of a file's name
+    "fetch-pick-and-place-demo-v0": "demo",
+    "cube-single-play-v0": "cube-single",
+    "cube-single-play-singletask-v0": "cube-single",
+    "scene-play-v0": "scene",
+    "scene-play-singletask-v0": "scene",
+    "halfcheetah-medium-expert-sb3-v0": "halfcheetah mix",
+    "hopper-medium-expert-sb3-v0": "hopper mix",
+    "square_v15_scripted": "Square",
+    "lift_v15_scripted": "Lift, 200 demos",
+    "lift_v15_scripted (valid)": "Lift, 20 demos",
+    "lift_scripted_low_dim": "Lift, 200 demos",
+    "lift_scripted_low_dim (valid)": "Lift, 20 demos",
+    "door-human-v0": "door",
+}
 ROBOMIMIC = {f"{name}-ph": name.replace("_", "-") for name in ("lift", "can", "square", "tool_hang", "transport")}
 IGNORED = {  # arguments that say which data, where and how to run, not what to learn
     *("env_id", "dataset_path", "dataset_filter", "seed", "runs_dir", "resume", "vqvae_path", "device", "compile"),
@@ -494,35 +513,46 @@ def color(algorithm: str) -> str:
 
 
 def plot_curves(cells: Cells, path: Path) -> None:
-    """A panel per dataset: mean over seeds of every evaluation, acting as asked; band from lowest to highest seed."""
-    datasets = list(dict.fromkeys(dataset for dataset, _ in cells))
-    columns = min(len(datasets), 3)
-    rows = -(-len(datasets) // columns)
-    size = (3.4 * columns, 2.6 * rows + 0.8)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    lines = {}
-    for axis, dataset in zip(axes.flat, datasets):
-        for name in sorted((name for where, name in cells if where == dataset), key=order):
-            runs = cells[dataset, name]
-            steps = sorted(set.intersection(*(set(run.curve) for run in runs)))
-            scores = np.array([[run.curve[step] for step in steps] for run in runs])
-            dashes = LINES.get(name.rpartition("-")[0], "-.")
-            (lines[name],) = axis.plot(steps, scores.mean(0), f".{dashes}", color=color(name), linewidth=1.8)
-            axis.fill_between(steps, scores.min(0), scores.max(0), color=color(name), alpha=0.1, linewidth=0)
-        data = axis.axhline(runs[0].dataset_score, color="#888888", linewidth=1)
-        axis.set_title(dataset, fontsize=11)
-        axis.xaxis.set_major_locator(plt.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
-    for axis in axes.flat[len(datasets) :]:
-        axis.set_axis_off()
+    """A row of panels per dataset, a column per family: mean and 95% t interval over seeds of every evaluation.
+
+    Runs act as they were asked to. Datasets whose runs have at least three evaluations get a row; all, if none has.
+    """
+    curves = {}
+    for (dataset, name), runs in cells.items():
+        steps = sorted(set.intersection(*(set(run.curve) for run in runs)))
+        curves[dataset, name] = steps, np.array([[run.curve[step] for step in steps] for run in runs])
+    datasets = list(dict.fromkeys(dataset for (dataset, _), (steps, _) in curves.items() if len(steps) > 2))
+    datasets = datasets or list(dict.fromkeys(dataset for dataset, _ in curves))
+    families = by(sorted({name for _, name in curves}, key=order), lambda name: name.rpartition("-")[2])
+    size = (0.5 + 2.3 * max(len(families), 2), 0.9 + 1.9 * len(datasets))
+    figure, axes = plt.subplots(
+        len(datasets), len(families), figsize=size, squeeze=False, sharex="row", sharey="row", layout="constrained"
+    )
+    scored, lines = {dataset: runs[0].dataset_score for (dataset, _), runs in cells.items()}, {}
+    for axis, family in zip(axes[0], families, strict=True):
+        axis.set_title(family, fontsize=12)
+    for row, dataset in zip(axes, datasets, strict=True):
+        row[0].set_ylabel(TITLES.get(dataset, dataset), fontsize=11)
+        for axis, names in zip(row, families.values(), strict=True):
+            for name in (name for name in names if (dataset, name) in curves):
+                quantizer = name.rpartition("-")[0]
+                steps, scores = curves[dataset, name]
+                half = np.array([interval(values) or 0.0 for values in scores.T])
+                middle, style = scores.mean(0), STYLES.get(quantizer, ("-.", "D", "#999999"))
+                axis.fill_between(steps, middle - half, middle + half, color=style[2], alpha=0.25, linewidth=0)
+                kind = dict(zip(("linestyle", "marker", "color"), style))
+                fill = style[2] if quantizer == "SAQ" else "white"
+                (line,) = axis.plot(steps, middle, **kind, markerfacecolor=fill, markersize=5, linewidth=1.8)
+                lines[{"": "continuous actions"}.get(quantizer, quantizer)] = line
+            lines["the data"] = axis.axhline(scored[dataset], color="#777777", linewidth=1)
+            axis.xaxis.set_major_locator(plt.MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+            axis.grid(color="#e4e4e4")
+            axis.set_axisbelow(True)
     figure.supxlabel("gradient steps", fontsize=11)
     figure.supylabel("score", fontsize=11)
-    families = [*by(sorted(lines, key=order), lambda name: name.rpartition("-")[2]).values(), ["data"]]
-    height = max(map(len, families))
-    labels = [name for family in families for name in family + [""] * (height - len(family))]  # a column per family
-    handles = [lines.get(name) or (data if name else plt.Line2D([], [], alpha=0)) for name in labels]
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(families), frameon=False)
-    figure.savefig(path, dpi=120)
+    figure.legend(lines.values(), lines, loc="outside upper center", ncols=len(lines), frameon=False)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
