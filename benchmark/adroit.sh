@@ -4,7 +4,7 @@
 #     benchmark/adroit.sh            # one job after the other; finished ones are skipped, killed ones resumed
 #     DRY=1 benchmark/adroit.sh      # only print the commands
 #
-# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see benchmark/README.md.
+# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see docs/benchmark.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

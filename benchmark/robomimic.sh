@@ -4,7 +4,7 @@
 #     benchmark/robomimic.sh            # one job after the other; finished ones are skipped, killed ones resumed
 #     DRY=1 benchmark/robomimic.sh      # only print the commands
 #
-# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see benchmark/README.md.
+# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see docs/benchmark.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -10,7 +10,7 @@
 # by far (report.py prints seconds). Arguments are the files' defaults on every dataset, steps among them, with one
 # exception: CQL samples 4 actions where CORL samples 10, which would double its time.
 #
-# SEEDS, VQVAE_STEPS, BC_STEPS, STEPS, JOBS, SLURM=1, ...: see benchmark/README.md. 72 jobs a seed with all datasets.
+# SEEDS, VQVAE_STEPS, BC_STEPS, STEPS, JOBS, SLURM=1, ...: see docs/benchmark.md. 72 jobs a seed with all datasets.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source benchmark/datasets.sh
