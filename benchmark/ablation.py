@@ -5,9 +5,9 @@
 
 Written to `--out`:
 
-    ablation.csv    one row a run, all that this script reads
+    ablation.csv    one row per run; the script reads it again
     ablation.md     mean over seeds (standard deviation of the seeds) per dataset, algorithm, quantizer and K
-    ablation.png    error of the quantizer and scores against K: a line through the means, a dot a seed
+    ablation.png    error of the quantizer and scores over K: lines through the means, a marker per seed
 """
 
 import csv
@@ -27,9 +27,9 @@ import matplotlib.pyplot as plt
 
 
 class Args(NamedTuple):
-    folder: Annotated[Path, tyro.conf.Positional]  # where runs are, or what this script wrote
+    folder: Annotated[Path, tyro.conf.Positional]  # a folder of runs, or written by this script
     out: Path  # folder to write to
-    acting: Literal["mean", "greedy", "sampled"] = "mean"  # scores to draw; the table has all
+    acting: Literal["mean", "greedy", "sampled"] = "mean"  # way of acting to draw; the table has all
 
 
 class Row(NamedTuple):
@@ -43,7 +43,7 @@ class Row(NamedTuple):
     mean: float  # score of each way of acting
     greedy: float
     sampled: float
-    error: float  # reconstruction error over the actions' variance: 1 is the best constant action's
+    error: float  # reconstruction error / variance of the actions; the best constant action has 1
     codes_used: int
     perplexity: float
 
@@ -61,7 +61,7 @@ NAMES = {"saq": "state-conditioned", "action-only": "action only", "uniform": "u
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit code 2: the input, not the program, is at fault."""
+    """Print one line on stderr and exit with code 2, for errors in the input."""
     print("error:", message, file=sys.stderr)
     raise SystemExit(2)
 
@@ -110,7 +110,7 @@ def read(folder: Path) -> list[Row]:
 
 
 def group(rows: Iterable[Row], key: Callable[[Row], object]) -> dict:
-    """Rows by `key`, in the order of their first."""
+    """Rows by `key`, in order of first occurrence."""
     groups = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
@@ -149,7 +149,7 @@ def draw(rows: list[Row], acting: str, path: Path) -> None:
     size = (3.6 * (1 + len(algorithms)), 3.0 * len(datasets) + 0.3)
     figure, axes = plt.subplots(len(datasets), 1 + len(algorithms), figsize=size, layout="constrained", squeeze=False)
     for line, (dataset, runs) in zip(axes, datasets.items(), strict=True):
-        # what algorithms share counts once
+        # algorithms share a quantizer, which counts once
         quantizers = {(run.quantizer, run.codebook_size, run.seed): run for run in runs}
         draw_lines(line[0], quantizers.values(), "error")
         title = TITLES.get(dataset, dataset)

@@ -1,4 +1,4 @@
-"""What each default is worth: tables of runs at the defaults beside runs with one changed, as study.sh makes them.
+"""What each default is worth: scores at the defaults beside scores with one default changed, from runs of study.sh.
 
     python benchmark/study.py runs --out benchmark/results/study
     python benchmark/study.py benchmark/results/study --out again    # from what it wrote itself, without the runs
@@ -21,7 +21,7 @@ from report import TITLES, Run, by, csv_text, fail, load, markdown, order, plt, 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
-# no changes: the dataset's budget; the way of acting, since every run has the scores of all
+# not changes: the budget of the dataset, and the way of acting, since every run has the scores of all ways
 APART = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim", "acting"}
 PAPER = "the paper's recipe"
 LABELS = {  # of changes in the figure
@@ -39,11 +39,11 @@ LABELS = {  # of changes in the figure
     "behavior_floor=-8.0": "floor of log \u03c0_b at -8",
     "q_functions=1": "one Q-function instead of two",
 }
-GONE = {"adam_b1": 0.9, "q_functions": 2}  # defaults of arguments that runs of before have
+GONE = {"adam_b1": 0.9, "q_functions": 2}  # defaults of arguments that older runs have
 
 
 class Args(NamedTuple):
-    folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # where runs are, or what this script wrote
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # folders of runs, or written by this script
     out: str  # folder to write to
     resamples: int = 5000  # bootstrap resamples of an interval
     redraw: bool = False  # only draw study.png, from study.csv: also of runs whose defaults have changed since
@@ -56,7 +56,7 @@ def defaults_of(algorithm: str) -> dict[str, Any]:
 
 
 def change_of(run: Run) -> str:
-    """The arguments of a run, but for those in APART, that differ from its algorithm's defaults, as words."""
+    """The arguments of a run that differ from its algorithm's defaults, without those in APART, as words."""
     same = {f"{key}={json.dumps(value)}" for key, value in defaults_of(run.algorithm).items()}
     return " ".join(word for word in run.arguments.split() if word.partition("=")[0] not in APART and word not in same)
 
@@ -76,7 +76,7 @@ def compare(default: list[Run], changed: list[Run], ways: tuple[str, str], resam
         return None
     row = {"dataset": changed[0].dataset, "algorithm": changed[0].algorithm, "seeds": len(seeds)}
     for name, runs, acting in zip(("default", "changed"), (default, changed), ways):
-        same = list({run.seed: run for run in runs if run.seed in seeds}.values())  # not one twice, asked to act by two
+        same = list({run.seed: run for run in runs if run.seed in seeds}.values())  # one run per seed
         for run in same:
             run.show(acting)
         made = statistic({(row["dataset"], row["algorithm"]): same}, resamples, row["algorithm"])
@@ -149,7 +149,7 @@ def main(args: Args) -> None:
         usual, ways = defaults_of(same[0].algorithm)["acting"], same[0].scores
         if title:
             shown = {title: same[0].asked if title == PAPER else usual}
-        else:  # other ways of acting are changes, too, but need no runs of their own
+        else:  # other ways of acting count as changes and need no runs of their own
             shown = {f"`acting={way}`": way for way in ways if way != usual}
         for change, way in shown.items():
             if row := compare(defaults.get(tuple(key), []), same, (usual, way), args.resamples):

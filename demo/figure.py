@@ -1,4 +1,4 @@
-"""The README's pictures: what the codes of a trained VQ-VAE decode to, and frames of a learned policy.
+"""Pictures of trained runs: what the codes of a VQ-VAE decode to, and frames of a policy.
 
 They need matplotlib (pip install matplotlib).
 
@@ -22,7 +22,7 @@ from vqvae import VQVAE
 
 
 class Args(NamedTuple):
-    run: Path  # folder of a finished run: codebook: on the demo dataset; strip: with --capture-video
+    run: Path  # folder of a finished run; for codebook on the demo dataset, for strip with --capture-video
     picture: Literal["codebook", "strip"] = "codebook"  # actions by code, or six frames of the video's first episode
     output: Path = Path("demo/codebook.png")  # picture to write
 
