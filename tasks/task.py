@@ -227,10 +227,10 @@ class Task(ABC):
             observation, _ = env.reset(seed=episode_seed)
             ended = False
             while not ended:
-                frames.append(env.render()[::2, ::2])
+                frames.append(shrunk(env.render()))
                 observation, _, terminated, truncated, _ = env.step(act(policy, observation[None])[0])
                 ended = terminated or truncated
-            frames += [env.render()[::2, ::2]] * 10
+            frames += [shrunk(env.render())] * 10
         env.close()
         del env
         gc.collect()
@@ -251,6 +251,11 @@ class Task(ABC):
                 "Ubuntu: apt-get install libegl1) or OSMesa (apt-get install libosmesa6, then MUJOCO_GL=osmesa)"
             )
         return env
+
+
+def shrunk(image: np.ndarray) -> np.ndarray:
+    """An image (height, width, 3) with every second pixel if it is more than 300 pixels high."""
+    return image[::2, ::2] if len(image) > 300 else image
 
 
 def episode_seeds(seed: int, episodes: int) -> np.ndarray:
