@@ -5,9 +5,9 @@
 
 Written to `--out`:
 
-    ablation.csv    one row a run, all that this script reads
+    ablation.csv    one row per run; the script reads it again
     ablation.md     mean over seeds (standard deviation of the seeds) per dataset, algorithm, quantizer and K
-    ablation.png    error of the quantizer and scores against K: a line through the means, a dot a seed
+    ablation.png    error of the quantizer and scores over K: lines through the means, a marker per seed
 """
 
 import csv
@@ -27,9 +27,9 @@ import matplotlib.pyplot as plt
 
 
 class Args(NamedTuple):
-    folder: Annotated[Path, tyro.conf.Positional]  # where runs are, or what this script wrote
+    folder: Annotated[Path, tyro.conf.Positional]  # a folder of runs, or written by this script
     out: Path  # folder to write to
-    acting: Literal["mean", "greedy", "sampled"] = "mean"  # scores to draw; the table has all
+    acting: Literal["mean", "greedy", "sampled"] = "mean"  # way of acting to draw; the table has all
 
 
 class Row(NamedTuple):
@@ -43,18 +43,25 @@ class Row(NamedTuple):
     mean: float  # score of each way of acting
     greedy: float
     sampled: float
-    error: float  # reconstruction error over the actions' variance: 1 is the best constant action's
+    error: float  # reconstruction error / variance of the actions; the best constant action has 1
     codes_used: int
     perplexity: float
 
 
 WAYS = ("mean", "greedy", "sampled")  # of acting
 COLOURS = {"saq": "#0072B2", "action-only": "#D55E00", "uniform": "#009E73", "aquadem": "#CC79A7"}  # Okabe and Ito's
+MARKS = {"saq": ("-", "o"), "action-only": ("--", "s"), "uniform": (":", "^"), "aquadem": ("-.", "D")}  # differ in grey
+ACTING = {"mean": "mean action", "greedy": "most probable code", "sampled": "sampled code"}
+TITLES = {  # of datasets in the figure, as in report.py
+    "fetch-pick-and-place-demo-v0": "demo",
+    "hopper-medium-expert-sb3-v0": "hopper mix",
+    "cube-single-play-v0": "cube-single",
+}
 NAMES = {"saq": "state-conditioned", "action-only": "action only", "uniform": "uniform grid", "aquadem": "Aquadem"}
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit code 2: the input, not the program, is at fault."""
+    """Print one line on stderr and exit with code 2, for errors in the input."""
     print("error:", message, file=sys.stderr)
     raise SystemExit(2)
 
@@ -103,7 +110,7 @@ def read(folder: Path) -> list[Row]:
 
 
 def group(rows: Iterable[Row], key: Callable[[Row], object]) -> dict:
-    """Rows by `key`, in the order of their first."""
+    """Rows by `key`, in order of first occurrence."""
     groups = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
@@ -130,9 +137,10 @@ def draw_lines(axis: plt.Axes, rows: Iterable[Row], column: str) -> None:
     for quantizer, runs in group(rows, lambda row: row.quantizer).items():
         by_size = group(runs, lambda row: row.codebook_size)
         colour, means = COLOURS[quantizer], [np.mean([getattr(run, column) for run in g]) for g in by_size.values()]
-        axis.plot(list(by_size), means, color=colour, label=NAMES[quantizer])
+        dashes, marker = MARKS[quantizer]
+        axis.plot(list(by_size), means, dashes, marker=marker, color=colour, label=NAMES[quantizer])
         sizes, values = zip(*((run.codebook_size, getattr(run, column)) for run in runs))
-        axis.scatter(sizes, values, s=14, color=colour, alpha=0.5, linewidths=0)
+        axis.scatter(sizes, values, s=12, marker=marker, color=colour, alpha=0.4, linewidths=0)
 
 
 def draw(rows: list[Row], acting: str, path: Path) -> None:
@@ -141,21 +149,24 @@ def draw(rows: list[Row], acting: str, path: Path) -> None:
     size = (3.6 * (1 + len(algorithms)), 3.0 * len(datasets) + 0.3)
     figure, axes = plt.subplots(len(datasets), 1 + len(algorithms), figsize=size, layout="constrained", squeeze=False)
     for line, (dataset, runs) in zip(axes, datasets.items(), strict=True):
-        # what algorithms share counts once
+        # algorithms share a quantizer, which counts once
         quantizers = {(run.quantizer, run.codebook_size, run.seed): run for run in runs}
         draw_lines(line[0], quantizers.values(), "error")
-        line[0].set(yscale="log", title=dataset, ylabel="error / action variance")
+        title = TITLES.get(dataset, dataset)
+        line[0].set(yscale="log", title=f"{title}: error of the actions", ylabel="share of the actions' variance")
+        line[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+        line[0].yaxis.set_minor_formatter("")
         for axis, algorithm in zip(line[1:], algorithms, strict=True):
             chosen = [run for run in runs if run.algorithm == algorithm]
             draw_lines(axis, chosen, acting)
-            axis.set(title=f"SAQ-{algorithm.upper()}", ylabel=f"score, {acting}")
+            axis.set(title=f"{title}: SAQ-{algorithm.upper()}", ylabel=f"score by {ACTING[acting]}")
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             axis.set_visible(bool(chosen))
         sizes = sorted({run.codebook_size for run in runs})
         for axis in line:
             axis.set_xscale("log", base=2)
             axis.set_xticks(sizes, sizes)
-            axis.set_xlabel("codes K")
+            axis.set_xlabel("number of codes K")
             axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)

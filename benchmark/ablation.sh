@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the quantizer is worth: the state-conditioned VQ-VAE (saq), one without the observation (action-only) and a grid
-# (uniform), at 8 to 256 codes, under SAQ-BC and SAQ-IQL on the demo; if $DATASETS_DIR has their files, on OGBench's
-# cube-single, too, and under SAQ-BC on hopper.
+# (uniform), with 8 to 256 codes. SAQ-BC and SAQ-IQL on the demo and, if $DATASETS_DIR has the file, on OGBench's
+# cube-single; SAQ-BC on hopper.
 #
 #   JOBS=2 bash benchmark/ablation.sh
 #   JOBS=2 DATASETS_DIR=~/datasets SEEDS="1 2 3 4 5" bash benchmark/ablation.sh

@@ -1,5 +1,5 @@
-# Sourced by small.sh and study.sh: the datasets, in the order of the report.
-datasets() { # one line each: name and flags
+# Sourced by small.sh, study.sh and ablation.sh: the datasets whose files lie in $DATASETS_DIR, then the demo.
+datasets() { # prints one line each: name and flags
     local folder=${DATASETS_DIR:-} name file flags
     while read -r name file flags; do
         [ ! -f "$folder/$file" ] || echo "$name --dataset-path $folder/$file $flags"

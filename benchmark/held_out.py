@@ -1,11 +1,11 @@
-"""How far runs have learned their dataset by heart: errors on it and on episodes that they have not seen.
+"""How much runs overfit: errors on their own dataset and on other episodes of the task.
 
     python demo/collect.py --seed 2000000 --output more.hdf5
     python benchmark/held_out.py runs/*saq_* --dataset-path more.hdf5
 
-Prints a line per run, each figure on the run's own data and on the other file's: the VQ-VAE's reconstruction error,
-summed over action dimensions, and the behavior policy's cross-entropy in nats, on the codes of the actions taken. A
-cross-entropy above log K knows less than nothing, and the run has taken too many steps for its dataset.
+Prints a line per run, with two figures on the run's own data and on the other file: the VQ-VAE's reconstruction error,
+summed over action dimensions, and the behavior policy's cross-entropy on the codes of the actions, in nats. Guessing
+has a cross-entropy of log K; a run far above it has taken too many steps for its dataset.
 """
 
 import pickle
@@ -26,13 +26,13 @@ from vqvae import VQVAE
 
 class Args(NamedTuple):
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # folders of finished runs of saq_*.py
-    dataset_path: str  # HDF5 file of the same task with episodes that the runs have not seen
+    dataset_path: str  # HDF5 file of the same task, with episodes that the runs have not seen
     dataset_filter: str | None = None  # robomimic files: filter key of these episodes
 
 
 @cache
 def read(env_id: str, path: str | None, key: str | None, names: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Observations (M, observation_dim) and actions (M, action_dim) of the dataset of these arguments of a run."""
+    """Observations (M, observation_dim) and actions (M, action_dim) of a dataset, by a run's arguments."""
     data = tasks.make(env_id, path, key, list(names) or None).dataset()
     return torch.from_numpy(data["observations"]), torch.from_numpy(data["actions"])
 
@@ -41,7 +41,7 @@ def read(env_id: str, path: str | None, key: str | None, names: tuple[str, ...])
 def errors(
     vqvae: VQVAE, model: dict[str, Any], observations: torch.Tensor, actions: torch.Tensor
 ) -> tuple[float, float]:
-    """Reconstruction error and cross-entropy of a run, of which `model` is the model.pt."""
+    """Reconstruction error and cross-entropy of a run with the VQ-VAE `vqvae` and the content `model` of model.pt."""
     args = model["args"]
     net = mlp(vqvae.standardize, args["codebook_size"], args["hidden_dim"], args["layer_norm"])
     net.load_state_dict(model["behavior"])

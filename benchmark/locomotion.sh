@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The locomotion rows of the paper's table 1, every column: 12 D4RL datasets, 720 jobs with three seeds.
 #
-#     benchmark/locomotion.sh            # one job after the other; finished ones are skipped, killed ones resumed
-#     DRY=1 benchmark/locomotion.sh      # only print the commands
+#     benchmark/locomotion.sh            # one job after the other; skips finished jobs, resumes killed ones
+#     DRY=1 benchmark/locomotion.sh      # print the commands
 #
-# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see benchmark/README.md.
+# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see docs/benchmark.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,8 +19,8 @@ list_jobs() {
         common+=" --hidden-dim 512 --learning-rate 3e-4 --no-standardize --no-layer-norm --ema-decay 0"
 
         # SAQ-BC, SAQ-IQL, SAQ-CQL: the authors' scripts.
-        # SAQ-BRAC: not released, the settings of the authors' continuous BRAC where it has them.
-        # Aquadem: not released, SAQ's settings. IQL's rewards: our scale in place of 1000 / (max - min return).
+        # SAQ-BRAC: not released; the settings of the authors' continuous BRAC where there are any.
+        # Aquadem: not released; the settings of SAQ. IQL's rewards: --value-scale instead of 1000 / (max - min return).
         for family in saq aquadem; do
             script=saq_ALGORITHM.py
             [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
@@ -44,8 +44,8 @@ list_jobs() {
             fi
         done
 
-        # Continuous. IQL: its paper's locomotion settings. CQL: the weights of its paper and of its
-        # reimplementations. BRAC: the authors' scripts, which train 5M steps of the behavior policy and 2M of the rest.
+        # Continuous actions. IQL: the settings of its paper for locomotion. CQL: the alphas of its paper and of its
+        # reimplementations. BRAC: the SAQ authors' scripts, which take 5M and 2M steps.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
         flags="$common --gamma 0.99 --n-step 1 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"

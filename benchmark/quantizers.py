@@ -1,9 +1,9 @@
-"""The ablation's quantizers, in the VQ-VAE's place under the unchanged algorithm files.
+"""The ablation's quantizers: other codes in place of the VQ-VAE's, under the unchanged algorithm files.
 
-    action-only   a VQ-VAE whose encoder and decoder do not see the observation: one codebook of actions for all states
+    action-only   a VQ-VAE without the observation: one codebook of actions for all states
     uniform       a grid of equal bins over the range of the dataset's actions, without training
 
-What the algorithms' own networks see is unchanged. First the quantizer, then the algorithm, then the flags of its file:
+Policies and Q still see the observation. Name the quantizer, then the algorithm, then the flags of its file:
 
     python benchmark/quantizers.py action-only bc --vqvae-steps 3000 --total-steps 3000
     python benchmark/quantizers.py uniform iql --bc-steps 3000 --total-steps 3000
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a traceback
 
 import torch
 import torch.nn as nn
@@ -41,7 +41,7 @@ class Without(nn.Module):
 
 
 class ActionOnly(VQVAE):
-    """z = e(a), a' = d(z_q): the VQ-VAE, its loss and its training without the observation."""
+    """z = e(a), a' = d(z_q): the VQ-VAE with the same loss and training, without the observation."""
 
     def __init__(self, observation_dim: int, action_dim: int, **settings):
         super().__init__(observation_dim, action_dim, **settings)
@@ -51,9 +51,9 @@ class ActionOnly(VQVAE):
 
 
 class Uniform(VQVAE):
-    """A grid: per action dimension equal bins, at most K cells in all; a code is a cell and decodes to its centre.
+    """A grid of equal bins per action dimension, with at most K cells. A code is a cell and decodes to its centre.
 
-    Codes without a cell occur in no data and decode to the middle of the range.
+    Codes without a cell never occur in the data, and decode to the middle of the range.
     """
 
     def __init__(self, observation_dim: int, action_dim: int, **settings):
@@ -92,7 +92,7 @@ class Uniform(VQVAE):
 
 
 def divide(ranges: list[float], cells: int) -> list[int]:
-    """Bins per dimension, at most `cells` in product: one each, then one more wherever it helps most, while it fits.
+    """Bins per dimension, at most `cells` in product. Greedy: one each, then one more where it lowers the error most.
 
     Actions spread evenly over a dimension of range r have the mean squared error r^2 / (12 b^2) from b bins' centres.
     """
@@ -108,12 +108,12 @@ def divide(ranges: list[float], cells: int) -> list[int]:
 
 
 def fit_uniform(model: Uniform, observations: torch.Tensor, actions: torch.Tensor, *_, **__) -> None:
-    """`train_vqvae` for the grid, which takes no steps."""
+    """`train_vqvae` for the grid, which has nothing to train but its range."""
     model.fit(actions)
 
 
 def take_word(words: Iterable[str]) -> str:
-    """Take the command line's first word, one of `words`; the script's name keeps it, for run folders and messages."""
+    """Remove the first word of the command line, one of `words`, and append it to the script's name in sys.argv[0]."""
     script, *rest = sys.argv
     if rest and rest[0] in ("-h", "--help"):
         print(sys.modules["__main__"].__doc__.strip())
@@ -127,7 +127,7 @@ def take_word(words: Iterable[str]) -> str:
 
 
 def launch(quantizer: type[VQVAE], train: Callable[..., None]) -> None:
-    """Run the algorithm file that the command line's first word names, with `quantizer` in place of VQVAE.
+    """Run the algorithm file named by the first word of the command line, with `quantizer` in place of VQVAE.
 
     Args:
         quantizer: constructed, saved, loaded and called as VQVAE is.

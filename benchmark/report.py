@@ -3,16 +3,16 @@
     python benchmark/report.py runs --out benchmark/results/small
     python benchmark/report.py benchmark/results/small --out again    # from what it wrote itself, without the runs
 
-Every folder is searched for `result.json`, beside which lie `args.json` and `eval.npz`. Written to `--out`:
+Runs are found by their `result.json`, with `args.json` and `eval.npz` beside it. Written to `--out`:
 
-    tables.md, tables.csv             scores per dataset and algorithm, the paper's beside them; statistics, settings
+    tables.md, tables.csv             scores per dataset and algorithm beside the paper's; statistics, settings
     statistics.csv                    interquartile means and probabilities of improvement
     learning_curves.png, summary.png
-    runs.csv, episodes.csv.gz         every run, and every episode of its last evaluation: all that this script reads
+    runs.csv, episodes.csv.gz         every run, and every episode of its last evaluation; the script reads them again
 
 Interquartile mean, probability of improvement and stratified bootstrap: Agarwal et al., *Deep Reinforcement Learning at
 the Edge of the Statistical Precipice* (NeurIPS 2021), in their package rliable. `paper.csv` holds Tables 1 and 2 of the
-SAQ paper without averages: two of those printed there do not follow from the rows.
+SAQ paper without their averages, two of which do not follow from the rows.
 """
 
 import csv
@@ -33,7 +33,7 @@ import tyro
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit code 2: the input, not the program, is at fault."""
+    """Print one line on stderr and exit with code 2, for errors in the input."""
     print("error:", *message.split(), file=sys.stderr)
     raise SystemExit(2)
 
@@ -41,23 +41,42 @@ def fail(message: str) -> NoReturn:
 try:
     import matplotlib.pyplot as plt
     from rliable import library, metrics
-except Exception as error:  # what rliable imports also fails in other ways, on versions that do not fit
+except Exception as error:  # packages of other versions raise other errors than ImportError
     fail(f"report.py needs rliable and matplotlib ({error!r}): pip install -r requirements-benchmark.txt")
 
 
 class Args(NamedTuple):
-    folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # where runs are, or what this script wrote
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # folders of runs, or written by this script
     out: str  # folder to write to
-    # way of acting to show: what the command asked for, one for all, or each algorithm's best, as --select says
+    # way of acting to show: the run's own --acting, one for all, or the best of each algorithm over --select
     acting: Literal["asked", "mean", "greedy", "sampled", "softmax", "best"] = "asked"
-    select: Literal["block", "all"] = "block"  # datasets over which an algorithm shows one setting and one best acting
+    select: Literal["block", "all"] = "block"  # datasets that share one setting and one best way of acting
     resamples: int = 5000  # bootstrap resamples of an interval
 
 
 FAMILIES = {"BRAC": "#CC79A7", "IQL": "#D55E00", "CQL": "#009E73", "BC": "#0072B2"}  # Okabe and Ito's colours
-LINES = {"SAQ": "-", "": "--", "Aquadem": ":"}  # by quantizer
+STYLES = {  # of a quantizer's lines: dashes, marker, colour, which differ in grey, too
+    "SAQ": ("-", "o", "#1b3a57"),
+    "": ("--", "s", "#d55e00"),
+    "Aquadem": (":", "^", "#777777"),
+}
+TITLES = {  # of datasets in figures, in place of a file's name
+    "fetch-pick-and-place-demo-v0": "demo",
+    "cube-single-play-v0": "cube-single",
+    "cube-single-play-singletask-v0": "cube-single",
+    "scene-play-v0": "scene",
+    "scene-play-singletask-v0": "scene",
+    "halfcheetah-medium-expert-sb3-v0": "halfcheetah mix",
+    "hopper-medium-expert-sb3-v0": "hopper mix",
+    "square_v15_scripted": "Square",
+    "lift_v15_scripted": "Lift, 200 demos",
+    "lift_v15_scripted (valid)": "Lift, 20 demos",
+    "lift_scripted_low_dim": "Lift, 200 demos",
+    "lift_scripted_low_dim (valid)": "Lift, 20 demos",
+    "door-human-v0": "door",
+}
 ROBOMIMIC = {f"{name}-ph": name.replace("_", "-") for name in ("lift", "can", "square", "tool_hang", "transport")}
-IGNORED = {  # arguments that say which data, where and how to run, not what to learn
+IGNORED = {  # arguments of data, machine and evaluation, which do not change what is learned
     *("env_id", "dataset_path", "dataset_filter", "seed", "runs_dir", "resume", "vqvae_path", "device", "compile"),
     *("checkpoint_every", "eval_every", "eval_episodes", "final_eval_episodes", "track", "capture_video"),
     *("action_low", "action_high", "dataset"),
@@ -67,18 +86,18 @@ with open(Path(__file__).parent / "paper.csv", newline="") as _file:
 PAPER = {(row["dataset"], row["algorithm"]): float(row["score"]) for row in _rows}
 BLOCKS = {row["dataset"]: row["block"] for row in _rows}  # of the paper's datasets, in its order
 WAYS = ("mean", "greedy", "sampled", "softmax")  # of acting
-DIGITS = 4  # of scores as read, so that episodes.csv.gz is small and gives the same tables as the runs
+DIGITS = 4  # of scores when read, so that episodes.csv.gz gives the same tables as the runs
 
 
 @dataclass
 class Run:
-    """A finished run; runs.csv has these fields but for the last two, which are in episodes.csv.gz."""
+    """A finished run. runs.csv has these fields except the last two, which are in episodes.csv.gz."""
 
     dataset: str
     algorithm: str
     seed: int
-    arguments: str  # those that make its setting, as `flag=value` words
-    asked: str  # way of acting that the command asked for
+    arguments: str  # arguments of its setting, as `flag=value` words
+    asked: str  # way of acting, by the command's --acting
     dataset_score: float
     total_steps: int
     training_seconds: float
@@ -95,7 +114,7 @@ class Run:
     curve: dict[int, float]  # mean score of the evaluation after a step
 
     def show(self, acting: str) -> None:
-        """Set `shown`, the way of acting to show, if the run has it, and `score`, its mean."""
+        """Set the way of acting to show, if the run has it, and `score`, its mean."""
         self.shown = acting if acting in self.scores else self.asked
         self.score = mean(self.scores[self.shown])
 
@@ -122,10 +141,10 @@ def by(items: Iterable, key: Callable) -> dict[Any, list]:
 
 
 def dataset_name(args: dict[str, Any]) -> str:
-    """The paper's name of the dataset where it is the paper's, or Minari's version of it; else the id's or file's."""
+    """The paper's name of a dataset, also for Minari's version of it; for other datasets the id or the file's name."""
     path = Path(args["dataset_path"]) if args["dataset_path"] else None
     if path and not path.stem.startswith("low_dim"):
-        name = path.name if path.stem in ROBOMIMIC.values() else path.stem  # anyone's lift.hdf5 is not the paper's lift
+        name = path.name if path.stem in ROBOMIMIC.values() else path.stem  # a user's lift.hdf5 is not the paper's lift
     else:
         env_id = ("-".join(path.parts[-3:-1]) or path.stem) if path else args["env_id"]  # lift/ph/low_dim_v141.hdf5
         minari = re.fullmatch(r"D4RL/(kitchen|antmaze)/([a-z-]+)-v\d+", env_id)
@@ -150,7 +169,7 @@ def order(algorithm: str) -> tuple:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in `folder`; what is missing or broken there raises whatever it raises."""
+    """The run in `folder`. Missing or damaged files raise errors of many kinds."""
     result = json.loads((folder / "result.json").read_text())
     description = json.loads((folder / "args.json").read_text())
     args, quality = description["args"], result.get("vqvae", {})
@@ -159,7 +178,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError("its normalized_scores are not one of its scores")
     with np.load(folder / "eval.npz") as evaluations:
         step, score = evaluations["step"], evaluations["scores"]
-    # of a VQ-VAE that was there already, this run does not know the steps; study.sh repeats its other flags
+    # a run with --vqvae-path does not know the VQ-VAE's steps; study.sh repeats the other flags
     unused = {"vqvae_steps"} if args.get("vqvae_path") else set()
     words = (f"{key}={json.dumps(value)}" for key, value in args.items() if key not in IGNORED | unused)
     of_vqvae = ("reconstruction_error", "action_variance", "codes_used", "perplexity")
@@ -168,7 +187,7 @@ def read_run(folder: Path) -> Run:
         algorithm=algorithm_name(result["algorithm"]),
         seed=int(result["seed"]),
         arguments=" ".join(sorted(word.replace(" ", "") for word in words)),
-        asked=ways[0],  # the command's own comes first
+        asked=ways[0],  # the run's own --acting is first
         dataset_score=round(result["dataset_normalized_return"], DIGITS),
         total_steps=int(result["total_steps"]),
         training_seconds=round(result["training_seconds"], 1),
@@ -184,7 +203,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_results(folder: Path) -> list[Run]:
-    """The runs in the runs.csv and episodes.csv.gz that this script wrote to `folder`."""
+    """The runs in runs.csv and episodes.csv.gz of `folder`, written by this script."""
     runs = []
     with open(folder / "runs.csv", newline="") as file:
         for row in csv.DictReader(file):
@@ -204,7 +223,7 @@ def read_results(folder: Path) -> list[Run]:
 
 
 def load(folders: Iterable[str], acting: str) -> list[Run]:
-    """All runs below `folders`, in the order of the tables; of those that repeat another's seed, the latest."""
+    """All runs below `folders`, in the order of the tables. Of runs with equal arguments and seed the latest counts."""
     runs, unfinished = [], 0
     for folder in map(Path, folders):
         own = [folder / "runs.csv"] if (folder / "runs.csv").is_file() else []
@@ -217,8 +236,8 @@ def load(folders: Iterable[str], acting: str) -> list[Run]:
                 found = read_results(folder) if path in own else [read_run(path.parent)]
                 for run in found:
                     run.show(acting)
-            except Exception as error:  # a file can be broken in any way
-                fail(f"{path}: not a readable result of a run ({type(error).__name__}: {error})")
+            except Exception as error:  # damaged files raise many kinds of errors
+                fail(f"{path}: not the readable result of a run ({type(error).__name__}: {error})")
             runs += found
     if unfinished:
         print(f"{unfinished} unfinished runs")
@@ -260,9 +279,9 @@ def average(runs: Iterable[Run]) -> float:
 
 
 def choose(runs: list[Run], select: str, acting: str) -> list[Setting]:
-    """Every setting of every algorithm, those to show marked, as SELECTION says; before that, the best way of acting.
+    """All settings of all algorithms, with the ones to show marked as SELECTION describes.
 
-    The best way has the highest average over all the group's runs of the algorithm.
+    With `acting` best, each algorithm first gets the way of the highest average over all its runs in the group.
     """
     settings = []
     groups = by(runs, lambda run: (run.block if select == "block" else "all", run.algorithm))
@@ -306,7 +325,7 @@ def interval(values: Sequence[float]) -> float | None:
 def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Mean over datasets of P(X > Y) + P(X = Y) / 2 for scores (seeds, datasets): (1,).
 
-    It is rliable's `probability_of_improvement`, which is ten times as slow since it tests a hypothesis on the way.
+    It equals rliable's `probability_of_improvement`, which also tests a hypothesis and takes ten times as long.
     """
     return np.array([np.mean((x[:, None] > y) + 0.5 * (x[:, None] == y))])
 
@@ -440,8 +459,8 @@ def statistics_tables(made: list[dict[str, Any]], resamples: int) -> str:
     text = f"""## All datasets
 
 Intervals: stratified bootstrap over seeds, {resamples} resamples, percentiles; they say nothing of other datasets.
-*Trimmed*: every dataset counts with its first seeds, as many as the dataset with the fewest has. *Not all*: there are
-datasets without runs, so that interquartile means do not compare. The probability of improvement is that of a run
+*Trimmed*: every dataset counts with as many of its first seeds as the dataset with the fewest has. *Not all*: some
+datasets have no runs, so that interquartile means do not compare. The probability of improvement is that of a run
 scoring more than one of the other algorithm on the same dataset (equal: one half), mean over the datasets of both.
 
 """
@@ -474,7 +493,7 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write_runs(out: Path, runs: list[Run], words: dict[int, str]) -> None:
-    """Write runs.csv, in which readers find more columns than `read_results` needs, and episodes.csv.gz."""
+    """Write runs.csv, with more columns than `read_results` needs, and episodes.csv.gz."""
     rows, episodes = [], []
     for number, run in enumerate(runs):
         row = {"block": run.block, "dataset": run.dataset, "algorithm": run.algorithm, "setting": words[id(run)]}
@@ -485,7 +504,7 @@ def write_runs(out: Path, runs: list[Run], words: dict[int, str]) -> None:
         points += [(way, run.total_steps, score) for way, scores in run.scores.items() for score in scores]
         episodes += [{"run": number, "way": way, "step": step, "score": score} for way, step, score in points]
     (out / "runs.csv").write_text(csv_text(rows))
-    # without the time in its header, the same runs give the same bytes
+    # without a time in the header equal runs give equal bytes
     (out / "episodes.csv.gz").write_bytes(gzip.compress(csv_text(episodes).encode(), mtime=0))
 
 
@@ -494,35 +513,46 @@ def color(algorithm: str) -> str:
 
 
 def plot_curves(cells: Cells, path: Path) -> None:
-    """A panel per dataset: mean over seeds of every evaluation, acting as asked; band from lowest to highest seed."""
-    datasets = list(dict.fromkeys(dataset for dataset, _ in cells))
-    columns = min(len(datasets), 3)
-    rows = -(-len(datasets) // columns)
-    size = (3.4 * columns, 2.6 * rows + 0.8)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    lines = {}
-    for axis, dataset in zip(axes.flat, datasets):
-        for name in sorted((name for where, name in cells if where == dataset), key=order):
-            runs = cells[dataset, name]
-            steps = sorted(set.intersection(*(set(run.curve) for run in runs)))
-            scores = np.array([[run.curve[step] for step in steps] for run in runs])
-            dashes = LINES.get(name.rpartition("-")[0], "-.")
-            (lines[name],) = axis.plot(steps, scores.mean(0), f".{dashes}", color=color(name), linewidth=1.8)
-            axis.fill_between(steps, scores.min(0), scores.max(0), color=color(name), alpha=0.1, linewidth=0)
-        data = axis.axhline(runs[0].dataset_score, color="#888888", linewidth=1)
-        axis.set_title(dataset, fontsize=11)
-        axis.xaxis.set_major_locator(plt.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
-    for axis in axes.flat[len(datasets) :]:
-        axis.set_axis_off()
+    """A row of panels per dataset, a column per family: mean and 95% t interval over seeds of every evaluation.
+
+    Runs act as they were asked to. Datasets whose runs have at least three evaluations get a row; all, if none has.
+    """
+    curves = {}
+    for (dataset, name), runs in cells.items():
+        steps = sorted(set.intersection(*(set(run.curve) for run in runs)))
+        curves[dataset, name] = steps, np.array([[run.curve[step] for step in steps] for run in runs])
+    datasets = list(dict.fromkeys(dataset for (dataset, _), (steps, _) in curves.items() if len(steps) > 2))
+    datasets = datasets or list(dict.fromkeys(dataset for dataset, _ in curves))
+    families = by(sorted({name for _, name in curves}, key=order), lambda name: name.rpartition("-")[2])
+    size = (0.5 + 2.3 * max(len(families), 2), 0.9 + 1.9 * len(datasets))
+    figure, axes = plt.subplots(
+        len(datasets), len(families), figsize=size, squeeze=False, sharex="row", sharey="row", layout="constrained"
+    )
+    scored, lines = {dataset: runs[0].dataset_score for (dataset, _), runs in cells.items()}, {}
+    for axis, family in zip(axes[0], families, strict=True):
+        axis.set_title(family, fontsize=12)
+    for row, dataset in zip(axes, datasets, strict=True):
+        row[0].set_ylabel(TITLES.get(dataset, dataset), fontsize=11)
+        for axis, names in zip(row, families.values(), strict=True):
+            for name in (name for name in names if (dataset, name) in curves):
+                quantizer = name.rpartition("-")[0]
+                steps, scores = curves[dataset, name]
+                half = np.array([interval(values) or 0.0 for values in scores.T])
+                middle, style = scores.mean(0), STYLES.get(quantizer, ("-.", "D", "#999999"))
+                axis.fill_between(steps, middle - half, middle + half, color=style[2], alpha=0.25, linewidth=0)
+                kind = dict(zip(("linestyle", "marker", "color"), style))
+                fill = style[2] if quantizer == "SAQ" else "white"
+                (line,) = axis.plot(steps, middle, **kind, markerfacecolor=fill, markersize=5, linewidth=1.8)
+                lines[{"": "continuous actions"}.get(quantizer, quantizer)] = line
+            lines["the data"] = axis.axhline(scored[dataset], color="#777777", linewidth=1)
+            axis.xaxis.set_major_locator(plt.MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
+            axis.grid(color="#e4e4e4")
+            axis.set_axisbelow(True)
     figure.supxlabel("gradient steps", fontsize=11)
     figure.supylabel("score", fontsize=11)
-    families = [*by(sorted(lines, key=order), lambda name: name.rpartition("-")[2]).values(), ["data"]]
-    height = max(map(len, families))
-    labels = [name for family in families for name in family + [""] * (height - len(family))]  # a column per family
-    handles = [lines.get(name) or (data if name else plt.Line2D([], [], alpha=0)) for name in labels]
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(families), frameon=False)
-    figure.savefig(path, dpi=120)
+    figure.legend(lines.values(), lines, loc="outside upper center", ncols=len(lines), frameon=False)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 

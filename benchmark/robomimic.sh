@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The paper's table 2 but for the columns quoted from robomimic's authors: 5 datasets, 270 jobs with three seeds.
 #
-#     benchmark/robomimic.sh            # one job after the other; finished ones are skipped, killed ones resumed
-#     DRY=1 benchmark/robomimic.sh      # only print the commands
+#     benchmark/robomimic.sh            # one job after the other; skips finished jobs, resumes killed ones
+#     DRY=1 benchmark/robomimic.sh      # print the commands
 #
-# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see benchmark/README.md.
+# SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see docs/benchmark.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,7 +34,7 @@ list_jobs() {
                 "--alpha $alpha --backup greedy --bc-steps 0 --target-period 200 --acting greedy"
         done
 
-        # Continuous. IQL: its paper's locomotion settings. CQL: the weights of its paper and of its reimplementations.
+        # Continuous actions. IQL: the settings of its paper for locomotion. CQL: the alphas of its paper and reimplementations.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
         flags="$common --value-scale 0 --gamma 0.99 --n-step 1 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"

@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# SAQ against its continuous counterparts at a budget of minutes a run: four algorithms with and without quantization, on
-# this repository's demo dataset and on those of the others whose files lie in $DATASETS_DIR.
+# SAQ beside the same algorithms on continuous actions, minutes a run: on the demo, and on the datasets whose files lie
+# in $DATASETS_DIR.
 #
 #   bash benchmark/small.sh                                    # the demo
-#   JOBS=2 DATASETS_DIR=~/datasets bash benchmark/small.sh     # halfcheetah, OGBench, Square, hopper, Lift and door, too
+#   JOBS=2 DATASETS_DIR=~/datasets bash benchmark/small.sh     # also halfcheetah, OGBench, Square, hopper, Lift, door
 #
-# Both sides get the same data, rewards, batches, widths and gradient steps: of policy and Q together where one side trains
-# both at once (IQL, CQL), in phases of the same name elsewhere. The VQ-VAE's steps come on top of SAQ's; CQL's cost more
-# by far (report.py prints seconds). Arguments are the files' defaults on every dataset, steps among them, with one
-# exception: CQL samples 4 actions where CORL samples 10, which would double its time.
+# Both sides get the same data, rewards, batches, widths and gradient steps. IQL and CQL train policy and Q at once, so
+# they take the steps of both phases of SAQ. The VQ-VAE's steps come on top of SAQ's. Every argument is the default of its
+# file, with one exception: CQL samples 4 actions instead of CORL's 10, which halves its time.
 #
-# SEEDS, VQVAE_STEPS, BC_STEPS, STEPS, JOBS, SLURM=1, ...: see benchmark/README.md. 72 jobs a seed with all datasets.
+# SEEDS, VQVAE_STEPS, BC_STEPS, STEPS, JOBS, SLURM=1, ...: see docs/benchmark.md. 72 jobs a seed with all datasets.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source benchmark/datasets.sh

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Does every script still run? Every algorithm with every value of its sweeps, for a few steps on one dataset a script,
-# made of random actions, or the demo. Minutes on two cores. Exit code 1 if any job fails.
+# Runs every script for a few steps: each algorithm with each value of its sweeps, on one dataset of random actions per
+# script, or on the demo. Takes minutes on two cores. Exits with 1 if a job fails.
 #
-#     benchmark/smoke.sh           # in a temporary folder, which is kept if a job fails
-#     benchmark/smoke.sh FOLDER    # in this one; run again, only what failed is repeated
+#     benchmark/smoke.sh           # in a temporary folder, which stays if a job fails
+#     benchmark/smoke.sh FOLDER    # in this one; a second call repeats only what failed
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,8 +18,8 @@ export ROBOMIMIC_DATASET_DIR=$folder/data/robomimic RUNS_DIR=$folder/runs
 unset DATASETS_DIR # the demo alone
 export JOBS=${JOBS:-2} SEEDS=1 VQVAE_STEPS=6 BC_STEPS=6 STEPS=6
 export EXTRA="--hidden-dim 16 --batch-size 32 --final-eval-episodes 1 --device cpu"
-# every sweep of SAQ and of the continuous algorithms; of SAQ-IQL's each value instead of every combination; Aquadem
-# once each, since its commands are SAQ's
+# every sweep, but each value of SAQ-IQL's once instead of every combination, and Aquadem once per algorithm, since its
+# commands are those of SAQ
 export ONLY='/(bc|iql|cql|brac)[,/]|saq_(bc|cql|brac)'
 ONLY+='|saq_iql,(.*=32,)?expectile=0.7,temperature=0.5|saq_iql,(.*=64,)?expectile=0.8,temperature=1'
 ONLY+='|saq_iql,(.*=128,)?expectile=0.9,temperature=2|locomotion.*_iql|aquadem_cql,alpha=20'

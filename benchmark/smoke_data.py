@@ -1,4 +1,4 @@
-"""Datasets of a few episodes of random actions under the ids of the benchmark's scripts, for smoke.sh.
+"""Datasets for smoke.sh: a few episodes of random actions, under the ids of the benchmark's scripts.
 
 python benchmark/smoke_data.py FOLDER
 """
@@ -19,11 +19,11 @@ from tasks.d4rl import D4RL, locate
 from tasks.robomimic import IDS, Robomimic
 from tasks.task import quiet
 
-STEPS = 20  # of an episode
+STEPS = 20  # per episode
 
 
 def collect(env: gym.Env, episodes: int) -> list[dict[str, np.ndarray]]:
-    """Episodes of uniformly random actions; column `observations` has one row more than the others."""
+    """Episodes of uniformly random actions. `observations` has one row more than the other columns."""
     rng, made = np.random.default_rng(0), []
     for seed in range(episodes):
         observations, actions, rewards = [env.reset(seed=seed)[0]], [], []
@@ -40,7 +40,7 @@ def collect(env: gym.Env, episodes: int) -> list[dict[str, np.ndarray]]:
 
 
 def d4rl(folder: Path, env_id: str) -> None:
-    """A file in D4RL's layout, of episodes that time out."""
+    """A file in D4RL's layout, with episodes that time out."""
     path = folder / locate(env_id)[0].name
     episodes = collect(D4RL(env_id, path).env(), 10)
     with h5py.File(path, "w") as file:
@@ -52,7 +52,7 @@ def d4rl(folder: Path, env_id: str) -> None:
 
 
 def minari(dataset_id: str, env_id: str, **settings) -> None:
-    """A dataset by Minari's own collector, in $MINARI_DATASETS_PATH, whose environment ends after STEPS steps."""
+    """A dataset collected by Minari in $MINARI_DATASETS_PATH, with episodes of STEPS steps."""
     import minari
 
     env = minari.DataCollector(gym.make(env_id, max_episode_steps=STEPS, **settings))
@@ -62,7 +62,7 @@ def minari(dataset_id: str, env_id: str, **settings) -> None:
 
 
 def robomimic(folder: Path) -> None:
-    """A file of Lift in robomimic's layout; the arm is controlled at 500 Hz, which makes it fast to simulate."""
+    """A file of Lift in robomimic's layout. Control at 500 Hz makes the steps fast to simulate."""
     with quiet():
         import robosuite
     controller = robosuite.load_composite_controller_config(controller="BASIC", robot="Panda")
@@ -90,7 +90,7 @@ if __name__ == "__main__":
     for name in ("d4rl", "minari", "robomimic"):
         (folder / name).mkdir(parents=True)
     os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
-    warnings.simplefilter("ignore")  # Minari would like to know more of the author
+    warnings.simplefilter("ignore")  # Minari warns about missing facts on the author
     with quiet():
         import gymnasium_robotics
     gym.register_envs(gymnasium_robotics)

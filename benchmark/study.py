@@ -1,12 +1,14 @@
-"""What each default is worth: tables of runs at the defaults beside runs with one changed, as study.sh makes them.
+"""What each default is worth: scores at the defaults beside scores with one default changed, from runs of study.sh.
 
     python benchmark/study.py runs --out benchmark/results/study
     python benchmark/study.py benchmark/results/study --out again    # from what it wrote itself, without the runs
+    python benchmark/study.py benchmark/results/study --out again --redraw    # only the figure, from study.csv
 
 Written to `--out`: study.md, a table per change; study.csv, all its figures; study.png, what each change of
 training does to each score; runs.csv and episodes.csv.gz, as report.py writes them.
 """
 
+import csv
 import json
 import sys
 from importlib import import_module
@@ -15,20 +17,36 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from report import Run, by, csv_text, fail, load, markdown, order, plt, statistic, write_runs
+from report import TITLES, Run, by, csv_text, fail, load, markdown, order, plt, statistic, write_runs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
-# no changes: the dataset's budget; the way of acting, since every run has the scores of all
+# not changes: the budget of the dataset, and the way of acting, since every run has the scores of all ways
 APART = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim", "acting"}
 PAPER = "the paper's recipe"
-GONE = {"adam_b1": 0.9, "q_functions": 2}  # defaults of arguments that runs of before have
+LABELS = {  # of changes in the figure
+    "learning_rate=0.0003": "learning rate 3e-4",
+    "standardize=false": "raw observations",
+    "restart_every=0": "no restarts of unused codes",
+    "layer_norm=false": "no layer normalization",
+    "ema_decay=0.0": "last weights, no average",
+    "value_scale=0.0": "reward scaling off",
+    "gamma=0.99": "discount 0.99",
+    "n_step=1": "one-step targets",
+    "tau=0.005": "target update rate 0.005",
+    "target_period=200": "target copy every 200 steps",
+    'backup="greedy"': "backup of the largest Q",
+    "behavior_floor=-8.0": "floor of log \u03c0_b at -8",
+    "q_functions=1": "one Q-function instead of two",
+}
+GONE = {"adam_b1": 0.9, "q_functions": 2}  # defaults of arguments that older runs have
 
 
 class Args(NamedTuple):
-    folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # where runs are, or what this script wrote
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # folders of runs, or written by this script
     out: str  # folder to write to
     resamples: int = 5000  # bootstrap resamples of an interval
+    redraw: bool = False  # only draw study.png, from study.csv: also of runs whose defaults have changed since
 
 
 def defaults_of(algorithm: str) -> dict[str, Any]:
@@ -38,7 +56,7 @@ def defaults_of(algorithm: str) -> dict[str, Any]:
 
 
 def change_of(run: Run) -> str:
-    """The arguments of a run, but for those in APART, that differ from its algorithm's defaults, as words."""
+    """The arguments of a run that differ from its algorithm's defaults, without those in APART, as words."""
     same = {f"{key}={json.dumps(value)}" for key, value in defaults_of(run.algorithm).items()}
     return " ".join(word for word in run.arguments.split() if word.partition("=")[0] not in APART and word not in same)
 
@@ -58,7 +76,7 @@ def compare(default: list[Run], changed: list[Run], ways: tuple[str, str], resam
         return None
     row = {"dataset": changed[0].dataset, "algorithm": changed[0].algorithm, "seeds": len(seeds)}
     for name, runs, acting in zip(("default", "changed"), (default, changed), ways):
-        same = list({run.seed: run for run in runs if run.seed in seeds}.values())  # not one twice, asked to act by two
+        same = list({run.seed: run for run in runs if run.seed in seeds}.values())  # one run per seed
         for run in same:
             run.show(acting)
         made = statistic({(row["dataset"], row["algorithm"]): same}, resamples, row["algorithm"])
@@ -80,31 +98,48 @@ def gain(row: dict[str, Any]) -> float:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """A line per change, a column per dataset and algorithm: the change minus the defaults, and the number of seeds."""
+    """A line per change, a column per dataset and algorithm: the score with the change minus the score without.
+
+    Darker cells are larger changes; losses of more than 10 points are bold, so that they show in grey, too.
+    """
     columns = sorted({(row["dataset"], row["algorithm"]) for row in rows}, key=lambda key: (key[0], order(key[1])))
     changes = sorted(by(rows, lambda row: row["change"]).values(), key=lambda own: np.mean([gain(row) for row in own]))
     image = np.full((len(changes), len(columns)), np.nan)
-    figure, axis = plt.subplots(figsize=(2.4 + 0.56 * len(columns), 1.5 + 0.36 * len(changes)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(2.9 + 0.5 * len(columns), 1.5 + 0.34 * len(changes)), layout="constrained")
     for y, own in enumerate(changes):
         for row in own:
             x = columns.index((row["dataset"], row["algorithm"]))
             image[y, x] = gain(row)
-            colour = "white" if abs(image[y, x]) > 75 else "black"
-            axis.text(x - 0.08, y, f"{round(image[y, x]):+}", ha="center", va="center", fontsize=9, color=colour)
-            axis.text(x + 0.46, y + 0.44, row["seeds"], ha="right", va="bottom", fontsize=6, color=colour)
-    axis.imshow(image, cmap="RdBu", vmin=-100, vmax=100, aspect="auto")
-    axis.set_yticks(range(len(changes)), [own[0]["change"].strip("`") for own in changes])
-    axis.set_xticks(range(len(columns)), [algorithm for _, algorithm in columns], rotation=45, ha="left")
+            style = {"color": "white" if abs(image[y, x]) > 70 else "black", "ha": "center", "va": "center"}
+            axis.text(
+                x, y, f"{round(image[y, x]):+}", fontsize=11, weight="bold" if image[y, x] < -10 else None, **style
+            )
+    axis.imshow(image, cmap="PuOr", vmin=-110, vmax=110, aspect="auto")
+    names = [own[0]["change"].strip("`") for own in changes]
+    axis.set_yticks(range(len(changes)), [LABELS.get(name, name) for name in names], fontsize=11)
+    axis.set_xticks(range(len(columns)), [algorithm for _, algorithm in columns], rotation=60, ha="left", fontsize=11)
     axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     for dataset, own in by(columns, lambda column: column[0]).items():
         first, last = columns.index(own[0]), columns.index(own[-1])
-        axis.text((first + last) / 2, len(changes) - 0.3, dataset, ha="center", va="top", fontsize=8)
+        title = TITLES.get(dataset, dataset)
+        axis.text((first + last) / 2, len(changes) - 0.3, title, ha="center", va="top", fontsize=12)
         axis.axvline(last + 0.5, color="black", linewidth=1)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the study.csv in a folder, as far as `draw` needs them."""
+    with open(folder / "study.csv", newline="") as file:
+        return [row | {name: float(row[name]) for name in ("default", "changed")} for row in csv.DictReader(file)]
+
+
 def main(args: Args) -> None:
+    if args.redraw:
+        rows = [row for folder in args.folders for row in read(Path(folder))]
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        draw([row for row in rows if "acting=" not in row["change"]], Path(args.out) / "study.png")
+        return
     runs = [run for run in load(args.folders, "asked") if run.algorithm.startswith("SAQ-")]
     of = {id(run): change_of(run) for run in runs}
     groups = by(runs, lambda run: (title_of(of[id(run)]), run.dataset, run.algorithm))
@@ -114,7 +149,7 @@ def main(args: Args) -> None:
         usual, ways = defaults_of(same[0].algorithm)["acting"], same[0].scores
         if title:
             shown = {title: same[0].asked if title == PAPER else usual}
-        else:  # other ways of acting are changes, too, but need no runs of their own
+        else:  # other ways of acting count as changes and need no runs of their own
             shown = {f"`acting={way}`": way for way in ways if way != usual}
         for change, way in shown.items():
             if row := compare(defaults.get(tuple(key), []), same, (usual, way), args.resamples):

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What each default is worth: SAQ at the budget of small.sh, with one default at a time set back to the paper's, and with
-# all of them. The runs at the defaults are small.sh's own, and made first where they are missing.
+# What each default is worth: SAQ with one default at a time set back to the paper's, and with all of them. The runs at
+# the defaults are those of small.sh; missing ones come first.
 #
 #   DATASETS_DIR=~/datasets SEEDS="1 2 3 4 5" JOBS=2 bash benchmark/study.sh
 #   python benchmark/study.py runs --out benchmark/results/study
 #
-# SEEDS, ONLY, ...: see benchmark/README.md. 42 jobs a dataset and seed.
+# SEEDS, ONLY, ...: see docs/benchmark.md. 42 jobs a dataset and seed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source benchmark/datasets.sh
 
-changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE is another, and flags
+changes() { # one line each: name, algorithms, whether it changes the VQ-VAE, and flags
     echo "learning-rate bc,iql,cql,brac 1 --learning-rate 3e-4"
     echo "standardize bc,iql,cql,brac 1 --no-standardize"
     echo "restart-every bc,iql,cql,brac 1 --restart-every 0"
@@ -34,7 +34,7 @@ changes() { # one line each: name, the algorithms concerned, whether the VQ-VAE 
 for seed in ${SEEDS:-1 2 3 4 5}; do
     datasets | grep -v lift-200 | while read -r name flags; do
         flags="--seed $seed --eval-every 5000 $flags"
-        job() { # job FOLDER ALGORITHM VQ-VAE FLAGS...: with the VQ-VAE of another job's folder, or its own
+        job() { # job FOLDER ALGORITHM VQ-VAE FLAGS...: VQ-VAE is the folder of a job, or empty to train one
             local folder=$1/$seed script=saq_$2.py codes="--vqvae-path {$3/$seed}/vqvae.pt" steps
             [ "$3" ] || codes=${VQVAE_STEPS:+--vqvae-steps $VQVAE_STEPS}
             case $2 in

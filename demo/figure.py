@@ -1,9 +1,11 @@
-"""The README's pictures: what the codes of a trained VQ-VAE decode to, and frames of a learned policy.
+"""Pictures of trained runs: what the codes of a VQ-VAE decode to, and frames of a policy.
 
 They need matplotlib (pip install matplotlib).
 
     python demo/figure.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...
     python demo/figure.py --picture strip --run runs/Lift__saq_bc__1__... --output demo/lift.png    # of --capture-video
+    python demo/figure.py --picture strip --run runs/fetch-... --output demo/pick_and_place.png --crop 0.15 0.65 0.2 0.7
+    python demo/figure.py --picture strip --run runs/cube-single-... --output demo/cube.png
 """
 
 import sys
@@ -22,9 +24,15 @@ from vqvae import VQVAE
 
 
 class Args(NamedTuple):
-    run: Path  # folder of a finished run: codebook: on the demo dataset; strip: with --capture-video
+    run: Path  # folder of a finished run; for codebook on the demo dataset, for strip with --capture-video
     picture: Literal["codebook", "strip"] = "codebook"  # actions by code, or six frames of the video's first episode
     output: Path = Path("demo/codebook.png")  # picture to write
+    crop: tuple[float, float, float, float] = (
+        0.0,
+        1.0,
+        0.0,
+        1.0,
+    )  # strip: top, bottom, left, right of each frame to keep
 
 
 def draw_codebook(vqvae: VQVAE, path: Path) -> None:
@@ -54,12 +62,15 @@ def draw_codebook(vqvae: VQVAE, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_strip(video: Path, path: Path, frames: int = 6) -> None:
-    """`frames` frames side by side, evenly from the first to the last of the video's first episode."""
+def draw_strip(video: Path, path: Path, crop: tuple[float, float, float, float], frames: int = 6) -> None:
+    """`frames` frames side by side, evenly from the first to the last of the video's first episode, cropped."""
     images = imageio.imread(video)
     durations = [imageio.immeta(video, index=i)["duration"] for i in range(len(images))]
     end = np.argmax(np.array(durations) > durations[0])  # an episode's last frame stands
-    imageio.imwrite(path, np.concatenate(images[np.linspace(0, end, frames).round().astype(int)], axis=1))
+    height, width = images.shape[1:3]
+    top, bottom, left, right = (round(share * size) for share, size in zip(crop, (height, height, width, width)))
+    chosen = images[np.linspace(0, end, frames).round().astype(int), top:bottom, left:right]
+    imageio.imwrite(path, np.concatenate(chosen, axis=1))
 
 
 if __name__ == "__main__":
@@ -67,4 +78,4 @@ if __name__ == "__main__":
     if args.picture == "codebook":
         draw_codebook(VQVAE.load(args.run / "vqvae.pt"), args.output)
     else:
-        draw_strip(args.run / "video.gif", args.output)
+        draw_strip(args.run / "video.gif", args.output, args.crop)

@@ -1,13 +1,13 @@
 """Datasets and environments of offline RL by id: D4RL, robomimic, OGBench, Minari, a demo, own data.
 
-    task = tasks.make("hopper-medium-v2")       # the dataset is downloaded where it is not on this machine
+    task = tasks.make("hopper-medium-v2")       # downloads the dataset if it is missing
     data = task.dataset()                       # dict of arrays, one row a transition
     env = task.env()                            # gymnasium.Env: vector observations, actions in [-1, 1]
     result = task.evaluate(policy, episodes=100, seed=1)
 
-`python -m tasks` lists the ids; `python -m tasks hopper-medium-v2` fetches one, checks it and says what is in it.
-A source is a module with a subclass of `Task`, the `IDS` it knows, `locate(env_id)`, file and URL of a dataset, and
-`fetch(env_id)`, the file once it is here.
+`python -m tasks` lists the ids; `python -m tasks hopper-medium-v2` downloads a dataset, checks it and prints a summary.
+A source is a module with a subclass of `Task`, its `IDS`, `locate(env_id)` for file and URL of a dataset, and
+`fetch(env_id)`, which downloads the file if it is missing.
 """
 
 import difflib
@@ -28,7 +28,7 @@ def ids() -> list[str]:
 
 
 def locate(env_id: str) -> tuple[Path, str | None]:
-    """Where the dataset of a known id lies or would lie on this machine, and the URL it is downloaded from."""
+    """The file of a known id on this machine, which may be missing, and the URL to download it from."""
     return next(source for source in SOURCES if env_id in source.IDS).locate(env_id)
 
 
@@ -40,11 +40,11 @@ def make(
     video: bool = False,
     max_episode_steps: int | None = None,
 ) -> Task:
-    """The task of an id, with its dataset downloaded if it is not on this machine.
+    """The task of an id. Its dataset is downloaded if it is missing.
 
     Args:
-        env_id: an id of `ids()`, or Minari's: one with a slash, or of a dataset that Minari finds on this machine; or
-            none, for a file in D4RL's layout and no environment.
+        env_id: an id of `ids()`; or an id of Minari, which has a slash or is on this machine; or none, for a file in
+            D4RL's layout without an environment.
         dataset_path: HDF5 file in D4RL's or robomimic's layout, or .npz file in OGBench's, in place of the id's own. A
             robomimic file names its own environment; then `env_id` may be left out, and the task's is that name.
         dataset_filter: robomimic files: filter key of the demonstrations to use, such as train; default all.
@@ -53,8 +53,8 @@ def make(
         max_episode_steps: step limit of the environment in place of the benchmark's.
 
     Raises:
-        SystemExit: with one line on stderr and code 2, where the arguments do not fit together, or a file cannot be
-            had or read.
+        SystemExit: with one line on stderr and code 2, if the arguments contradict each other, or a file cannot be
+            downloaded or read.
     """
     if max_episode_steps is not None and max_episode_steps < 1:
         fail(f"an episode cannot have {max_episode_steps} steps")

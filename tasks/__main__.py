@@ -1,4 +1,4 @@
-"""List the datasets, or fetch one, check it and say what is in it.
+"""List the datasets; or download one, check it and print a summary.
 
 python -m tasks
 python -m tasks hopper-medium-v2
@@ -16,10 +16,10 @@ from tasks import minari
 @dataclass
 class Args:
     env_id: tyro.conf.Positional[str | None] = None
-    """the dataset's id; without id and file: list the ids"""
+    """id of the dataset; without an id and a file the ids are listed"""
     dataset_path: str | None = None
-    """HDF5 file in the layout of D4RL or robomimic, or .npz file in OGBench's, in place of the id's own; a robomimic
-    file brings its environment"""
+    """HDF5 file in the layout of D4RL or robomimic, or .npz file of OGBench, instead of the id's own; a robomimic file
+    names its environment"""
     dataset_filter: str | None = None
     """robomimic files: filter key of the demonstrations to use, such as train; default all"""
     observation_keys: list[str] | None = None
@@ -29,7 +29,7 @@ class Args:
 
 
 def list_ids() -> None:
-    """Print each id, where its dataset lies or would lie, and whether it is there."""
+    """Print each id, the path of its dataset, and whether the file is there."""
     for env_id in tasks.ids():
         path, _ = tasks.locate(env_id)
         print(f"{env_id:<50} {'here' if path.is_file() else 'not here':<8} {path}")
@@ -40,7 +40,7 @@ def list_ids() -> None:
 
 
 def describe(args: Args) -> None:
-    """Make the task, load and check its dataset, and print what is in it."""
+    """Make the task, load and check its dataset, and print a summary."""
     task = tasks.make(**vars(args) | {"env_id": args.env_id or tasks.DEFAULT})
     data = task.dataset()
     lengths = np.diff(np.flatnonzero(data["ends"]), prepend=-1)

@@ -1,4 +1,4 @@
-"""D4RL's datasets on current environments: gymnasium's MuJoCo tasks, and Adroit as D4RL pays and ends it."""
+"""D4RL's datasets on current environments: gymnasium's MuJoCo tasks, and Adroit with D4RL's rewards and endings."""
 
 import itertools
 from pathlib import Path
@@ -14,7 +14,7 @@ SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 
 
 class Benchmark(NamedTuple):
-    """What d4rl's tables say of an id, and gymnasium's environment for it."""
+    """An entry of d4rl's tables, with gymnasium's environment for it."""
 
     gym_id: str
     max_episode_steps: int
@@ -55,7 +55,7 @@ def locate(env_id: str) -> tuple[Path, str]:
 
 
 def fetch(env_id: str) -> Path:
-    """The file of an id, downloaded if it is not here."""
+    """The file of an id, downloaded if it is missing."""
     path, url = locate(env_id)
     if not path.exists():
         download(url, path)
@@ -94,9 +94,9 @@ class D4RL(Task):
 
 
 class AdroitAsInD4RL(gym.Wrapper):
-    """D4RL's Adroit rewards and endings on gymnasium-robotics 1.2.1 to 1.4.2, which departs from them.
+    """D4RL's Adroit rewards and endings on gymnasium-robotics 1.2.1 to 1.4.2, which changed them.
 
-    Door, hammer and relocate: D4RL's reward is theirs less 0.2 times the distance of the palm to handle, hammer or
+    Door, hammer and relocate: D4RL's reward is lower by 0.2 times the distance of the palm to handle, hammer or
     ball. Pen: D4RL ends the episode when the pen falls below 0.075.
     """
 
@@ -117,12 +117,12 @@ class AdroitAsInD4RL(gym.Wrapper):
 def read_d4rl(path: Path, max_episode_steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Transitions and returns of an HDF5 file in D4RL's layout, as `Task.read` gives them.
 
-    With `next_observations` every row is a transition, and trajectories end at `terminals` and `timeouts`; rows that a
-    replay buffer dumped out of order are put back in order. Without, the rule of d4rl's `qlearning_dataset` holds: row
-    i + 1 follows row i, so that the last step of a timed-out trajectory is no transition. A file that has no
-    `timeouts` either is cut by a counter: it restarts at 1 after a terminal and times out at `max_episode_steps`. So
-    is a file that marks no end in more rows than that, which is said.
-    Returns are sums of rewards up to each end; steps after the last end count only if there is no other.
+    With `next_observations` every row is a transition, and trajectories end at `terminals` and `timeouts`. Rows out of
+    order, as from a replay buffer, are put in order. Without them the rule of d4rl's `qlearning_dataset` holds: row
+    i + 1 follows row i, so that the last step of a timed-out trajectory is no transition. Without `timeouts` too, a
+    counter cuts trajectories: it restarts at 1 after a terminal and times out at `max_episode_steps`. A file that marks
+    no end in more rows than that is cut in the same way, with a message.
+    Returns are sums of rewards up to each end; steps after the last end count only if there is no other end.
     """
     required = ("observations", "actions", "rewards", "terminals")
     try:
@@ -131,7 +131,7 @@ def read_d4rl(path: Path, max_episode_steps: int) -> tuple[dict[str, np.ndarray]
                 fail(f"{path} lacks the key {missing[0]!r}; D4RL files have {', '.join(required)}")
             keys = [key for key in (*required, "next_observations", "timeouts") if key in file]
             rows = check_rows(str(path), {key: np.atleast_1d(read_array(file, key)) for key in keys})
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
+    except Exception as error:  # h5py raises many kinds of errors on damaged files
         fail(f"{path} is not a readable HDF5 file: {error}")
     count, terminals = len(rows["rewards"]), rows["terminals"]
     if not count:
@@ -192,7 +192,7 @@ def trajectory_order(
     leads = np.ones(count + 1, bool)
     leads[following] = False
     order, ended, seen, following = [], bytearray(count), bytearray(count), following.tolist()
-    # from each row that follows no other; then from any that is left, since rows can lead round in a circle
+    # from each row that follows no other, then from any row left, which is in a cycle
     for row in itertools.chain(np.flatnonzero(leads[:-1]).tolist(), range(count)):
         while row >= 0 and not seen[row]:
             seen[row] = True

@@ -12,7 +12,7 @@ IDS = ("fetch-pick-and-place-demo-v0",)
 
 
 def locate(env_id: str) -> tuple[Path, None]:
-    """The file of the id; there is nothing to download."""
+    """The file of the id, which is part of the repository."""
     return Path(__file__).resolve().parent.parent / "demo" / f"{env_id}.hdf5", None
 
 

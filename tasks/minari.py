@@ -1,4 +1,4 @@
-"""Minari's datasets, in the environments that they name for evaluation."""
+"""Minari's datasets and their evaluation environments."""
 
 import functools
 import json
@@ -20,16 +20,16 @@ def locate(env_id: str) -> Path:
 
 
 def local_ids() -> list[str]:
-    """The datasets that Minari has on this machine."""
+    """Ids of the Minari datasets on this machine."""
     folder = data_folder(*FOLDER)
     return sorted(str(file.parent.parent.relative_to(folder)) for file in folder.glob("**/data/metadata.json"))
 
 
 class Minari(Task):
-    """A Minari dataset, downloaded if it is not here. Without reference scores the score is the return.
+    """A Minari dataset, downloaded if it is missing. Without reference scores the score is the return.
 
-    Observations of data and environment are flattened by the dataset's own space: a Dict keeps or sorts its keys
-    depending on how it was made, and the environment's order need not be the dataset's.
+    Observations of data and environment are flattened by the dataset's space, because the environment's Dict can have
+    its keys in another order.
     """
 
     processes = True
@@ -39,7 +39,7 @@ class Minari(Task):
         try:
             import minari
 
-            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every retry to reach the server
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
             self.stored = minari.load_dataset(env_id, download=True)
             storage = self.stored.storage
             lowest, highest = (float(storage.metadata.get(f"ref_{end}_score") or 0.0) for end in ("min", "max"))
@@ -70,11 +70,11 @@ class Minari(Task):
                 returns.append(episode.rewards.sum())
             return join(self.env_id, episodes), np.array(returns, np.float64)
         except Exception as error:  # damaged files, Minari's own assertions
-            fail(f"{self.env_id}, episode {len(episodes)}: not arrays, or dicts of arrays, that can be read: {error}")
+            fail(f"{self.env_id}, episode {len(episodes)}: cannot be read as arrays or dicts of arrays: {error}")
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         settings = {"max_episode_steps": self.max_episode_steps}
-        if render_mode:  # a word that not every environment knows
+        if render_mode:  # not every environment takes this argument
             settings["render_mode"] = render_mode
         with quiet():
             env = self.stored.recover_environment(eval_env=True, **settings)
@@ -90,13 +90,13 @@ class Minari(Task):
 
 
 def check_file(path: Path) -> None:
-    """Raise TypeError where an array in an HDF5 file promises more than is stored, which would take gigabytes."""
+    """Raise TypeError if an array in an HDF5 file is stored only in part; reading it could allocate gigabytes."""
     with h5py.File(path, "r") as file:
         file.visititems(lambda key, node: check_stored(key, node) if isinstance(node, h5py.Dataset) else None)
 
 
 def flatten_steps(space: gym.Space, values) -> np.ndarray:
-    """What gymnasium.spaces.flatten makes of each of T observations in a Box or a Dict of them: (T, o) float32."""
+    """Flatten T observations of a Box or a Dict of Boxes as gymnasium.spaces.flatten does: (T, o) float32."""
     if isinstance(space, gym.spaces.Dict):
         return np.concatenate([flatten_steps(part, values[key]) for key, part in space.items()], 1)
     return np.asarray(values).reshape(len(values), -1)

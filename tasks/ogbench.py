@@ -1,4 +1,4 @@
-"""OGBench's single-task datasets, whose rewards, episodes' ends and environments are the package's own."""
+"""OGBench's single-task datasets, with the package's rewards, episode ends and environments."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from tasks.task import EndAtSuccess, Task, check_rows, data_folder, fail, quiet
 
 SINGLE_TASK = re.compile(r"(?P<env>.+)-(?P<kind>[^-]+)-(?P<task>singletask(-task[1-5])?-v0)")
-DATASETS = {  # of each environment that observes vectors; for two of them there are no published ones
+DATASETS = {  # of each environment with vector observations; two have no published dataset
     **{f"pointmaze-{_size}": ("navigate", "stitch") for _size in ("medium", "large", "giant", "teleport")},
     **{f"antmaze-{_size}": ("navigate", "stitch", "explore") for _size in ("medium", "large", "teleport")},
     "antmaze-giant": ("navigate", "stitch"),
@@ -30,7 +30,7 @@ IDS = tuple(
 
 
 def known(env_id: str) -> bool:
-    """Whether an id is of an environment of OGBench's, whatever the name of its dataset (own data)."""
+    """Whether an id names an OGBench environment, with any name of the dataset (for files of your own)."""
     match = SINGLE_TASK.fullmatch(env_id)
     return bool(match) and match["env"] in DATASETS
 
@@ -44,7 +44,7 @@ def locate(env_id: str) -> tuple[Path, str]:
 
 
 def fetch(env_id: str) -> Path:
-    """The file of an id, downloaded by the package if it is not here."""
+    """The file of an id, downloaded by the package if it is missing."""
     path, url = locate(env_id)
     if not path.is_file():
         try:
@@ -55,7 +55,7 @@ def fetch(env_id: str) -> Path:
 
 
 def package():
-    """The module `ogbench`; importing it registers its environments."""
+    """The module `ogbench`, which registers its environments when it is imported."""
     try:
         with quiet():
             import ogbench
@@ -67,8 +67,8 @@ def package():
 class OGBench(Task):
     """A single-task id. `path` is its own dataset or any file in OGBench's layout; the score is percent of success.
 
-    Trajectories are play: they go on after the goal. So `terminals` are where OGBench's masks are 0, `ends` where its
-    terminals are 1, and a trajectory counts as a success if it reaches the goal at some step.
+    Trajectories are play data and go on after the goal. `terminals` are where OGBench's masks are 0, `ends` where its
+    terminals are 1. A trajectory is a success if it reaches the goal at some step.
     """
 
     min_return, max_return, processes = 0.0, 1.0, True

@@ -1,4 +1,4 @@
-"""Data of your own without an environment, such as a real robot's: policies are judged on held-out trajectories."""
+"""A file without an environment, such as a real robot's: policies are evaluated on held-out trajectories."""
 
 import functools
 from pathlib import Path
@@ -16,8 +16,8 @@ class Own(Task):
     """An HDF5 file in D4RL's layout, one trajectory in ten of which is held out.
 
     The score is the share of the variance of held-out actions that a policy explains, in percent: 0 for their mean, 100
-    for the actions themselves. It says how well a policy imitates, not how well it would do. An action's bounds are the
-    least and the greatest value of the file. An episode's step limit is the longest trajectory, unless one is given.
+    for the actions themselves. It measures imitation and says nothing about returns. Action bounds are the smallest and
+    largest values in the file. The default step limit is the length of the longest trajectory.
     """
 
     env_id, max_episode_steps = ENV_ID, 0
@@ -38,7 +38,7 @@ class Own(Task):
         return self.contents
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
-        fail(f"--env-id {ENV_ID} has no environment: there is nothing to roll out or to film")
+        fail(f"--env-id {ENV_ID} has no environment: it cannot be rolled out or recorded")
 
     def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         observations, actions = self.contents[0]["observations"], self.contents[0]["actions"]
@@ -48,9 +48,9 @@ class Own(Task):
         return gym.spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32), bounds
 
     def dataset(self) -> dict[str, np.ndarray]:
-        """As `Task.dataset`, but for what is held out: each tenth trajectory, of fewer the last, of one a tenth."""
+        """`Task.dataset` without each tenth trajectory; of fewer than ten the last is held out, of one its tenth."""
         data = super().dataset()
-        del self.contents  # or the file stays in memory beside them
+        del self.contents  # frees the file's own arrays
         ends = data["ends"]
         if ends.sum() == 1:
             ends[int(0.9 * len(ends)) - 1] = True
@@ -63,9 +63,10 @@ class Own(Task):
     def evaluate(
         self, policy: Policy, episodes: int | None = None, seed: int = 1, video: Path | None = None
     ) -> dict[str, np.ndarray]:
-        """What `Task.evaluate` returns, an entry each of the first `episodes` held-out trajectories.
+        """The arrays of `Task.evaluate`, with one entry per held-out trajectory, for the first `episodes` of them.
 
-        Their returns are minus the squared error of actions, summed over dimensions, mean over steps; seeds count them.
+        A return is minus the squared error of the actions, summed over dimensions, mean over steps. Seeds are numbers
+        of trajectories.
         """
         ends = self.held_out_ends[: episodes or self.eval_episodes]
         observations, actions = (column[: ends[-1] + 1] for column in self.held_out)
@@ -76,18 +77,18 @@ class Own(Task):
         return {"seeds": np.arange(len(ends)), "returns": returns, "lengths": lengths, "scores": scores}
 
     def variance(self) -> float:
-        """Of held-out actions, summed over dimensions: the squared error of their mean."""
+        """Variance of the held-out actions, summed over dimensions."""
         return float(self.held_out[1].var(0, dtype=float).sum())
 
     def score(self, returns: np.ndarray) -> np.ndarray:
-        """100 for each of the file's trajectories, whose actions explain themselves."""
+        """100 for each of the file's own trajectories."""
         return np.full(len(returns), 100.0)
 
     def describe(self, data: dict[str, np.ndarray]) -> str:
         return f"{super().describe(data)}; {len(self.held_out[1])} transitions held out"
 
     def print_scores(self, scores: dict[str, list[float]]) -> None:
-        """Print a line each of the squared error of actions, in all and beside their variance, by name."""
+        """Print the squared error of actions, and its share of their variance, one line per entry of `scores`."""
         print(f"\n{'squared error of held-out actions':<40}{'trajectories':>14}")
         for name, values in scores.items():
             share = 1 - np.mean(values) / 100

@@ -36,13 +36,13 @@ INSTALL = {
 
 
 def horizon(env_name: str, env_id: str) -> int:
-    """Steps of a rollout in robomimic's registry, which gives data of several operators (mh) longer ones."""
+    """Steps of a rollout in robomimic's registry; data of several operators (mh) have longer ones."""
     several, long = env_id.endswith("-mh"), env_name in ("TwoArmTransport", "ToolHang")
     return (1100 if long else 500) if several else (700 if long else 400)
 
 
 def installed() -> str | None:
-    """Robosuite's version, None where it is not installed."""
+    """Version of robosuite, or None if it is not installed."""
     try:
         return importlib.metadata.version("robosuite")
     except importlib.metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def installed() -> str | None:
 
 
 def locate(env_id: str) -> tuple[Path, str]:
-    """The file of an id, where it is or would be, and its URL.
+    """The file of an id, which may be missing, and its URL.
 
     It is looked for in $ROBOMIMIC_DATASET_DIR, else in the Hugging Face Hub's cache. Where robosuite 1.4 is installed,
     the older file comes first, if it is in $ROBOMIMIC_DATASET_DIR or ~/.robomimic/datasets.
@@ -68,13 +68,13 @@ def locate(env_id: str) -> tuple[Path, str]:
 
 
 def older_file(env_id: str) -> Path:
-    """Where the file of an id for robosuite 1.4.1 would be, which robomimic's own server had."""
+    """The path of an id's older file, for robosuite 1.4.1, in the layout of robomimic's server."""
     name = IDS[env_id].removeprefix("v1.5/").replace("_v15", "_v141")
     return data_folder("ROBOMIMIC_DATASET_DIR", ".robomimic", "datasets") / name
 
 
 def fetch(env_id: str) -> Path:
-    """The file of an id, downloaded from the Hugging Face Hub if it is not here."""
+    """The file of an id, downloaded from the Hugging Face Hub if it is missing."""
     path, url = locate(env_id)
     if path.is_file():
         return path
@@ -84,10 +84,10 @@ def fetch(env_id: str) -> Path:
     try:
         import huggingface_hub
 
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every retry to reach the server
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
         folder = os.environ.get("ROBOMIMIC_DATASET_DIR") or None
         return Path(huggingface_hub.hf_hub_download(HUB, IDS[env_id], repo_type="dataset", local_dir=folder))
-    except Exception as error:  # the network, the Hub and the disk fail in many ways
+    except Exception as error:  # network, Hub and disk raise many kinds of errors
         reason = str(error).split(". ")[0]
         fail(f"cannot download {env_id} ({type(error).__name__}: {reason}); fetch {url} and name it by --dataset-path")
 
@@ -98,7 +98,7 @@ def env_name(env_id: str) -> str:
 
 
 def check_attribute(path: Path) -> None:
-    """Fail with one line if `env_args` is damaged so that libhdf5 never returns from it, deaf to signals (20 s)."""
+    """Fail if reading `env_args` takes more than 20 s: on some damaged files libhdf5 never returns."""
     code = "import h5py, sys; h5py.File(sys.argv[1], 'r')['data'].attrs['env_args']"
     try:
         subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=20)
@@ -123,7 +123,7 @@ def read_header(path: Path) -> tuple[dict, list[str], int] | None:
             lengths = [len(group["actions"]) for group in demonstrations if "actions" in group]
     except (OSError, RuntimeError) as error:
         fail(f"{path} is not a readable HDF5 file: {error}")
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
+    except Exception as error:  # h5py raises many kinds of errors on damaged files
         fail(f"{path} has robomimic's group 'data', but no readable env_args or obs in it: {error}")
     match env_args:
         case {"env_name": str(), "env_kwargs": dict(), "type": 1}:
@@ -132,7 +132,7 @@ def read_header(path: Path) -> tuple[dict, list[str], int] | None:
 
 
 class Robomimic(Task):
-    """A robomimic file and the environment that it describes; the score is the percentage of successes.
+    """A robomimic file and the environment it describes; the score is the percentage of successes.
 
     Observations are those of `observation_keys`, concatenated; default: end effector and gripper of each arm, object.
     Episodes have the steps of robomimic's registry, or of the longest demonstration if that is longer.
@@ -146,7 +146,7 @@ class Robomimic(Task):
         path: Path,
         dataset_filter: str | None = None,
         observation_keys: list[str] | None = None,
-        header: tuple[dict, list[str], int] | None = None,  # what `read_header` has read already
+        header: tuple[dict, list[str], int] | None = None,  # of `read_header`, if it has been read
     ):
         self.env_id, self.path, self.dataset_filter = env_id, path, dataset_filter
         self.env_args, names, longest = header or read_header(path)
@@ -161,9 +161,9 @@ class Robomimic(Task):
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Transitions of all demonstrations, or of those under the filter key; returns: 1 of a success, else 0.
 
-        Rewards and dones are the file's own; robomimic sets dones where the task is achieved (its done_mode 0), at the
-        last step (1), or at both (2). A demonstration succeeds if it pays the reward of success, which dense rewards
-        stay below. Without `next_obs`, the last step is a transition only where it is done.
+        Rewards and dones are the file's own. robomimic sets dones where the task is achieved (done_mode 0), at the last
+        step (1), or at both (2). A demonstration succeeds if its largest reward is that of success, which dense rewards
+        stay below. Without `next_obs` the last step is a transition only if it is done.
         """
         demonstrations, returns, name = [], [], "data"
         try:
@@ -194,7 +194,7 @@ class Robomimic(Task):
                             columns = {key: values[:-1] for key, values in columns.items()}
                     demonstrations.append(columns)
             return join(str(self.path), demonstrations), np.array(returns, np.float64)
-        except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
+        except Exception as error:  # h5py raises many kinds of errors on damaged files
             fail(f"{self.path}, {name}: not as in robomimic's low-dim files: {error}")
 
     def _observations(self, group: h5py.Group) -> np.ndarray:
@@ -202,18 +202,18 @@ class Robomimic(Task):
         return np.concatenate([value.reshape(len(value), -1) for value in values], 1)
 
     def recorded(self) -> str:
-        """The version of robosuite that made the file; if it is not noted, composite controllers tell 1.5 from 1.4."""
+        """The robosuite version of the file; if it is not stored, composite controllers mean 1.5, others 1.4."""
         controllers = self.env_args["env_kwargs"].get("controller_configs")
         composite = isinstance(controllers, dict) and "body_parts" in controllers
         return str(self.env_args.get("env_version") or ("1.5" if composite else "1.4"))
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         if sys.platform == "linux" and ctypes.util.find_library("EGL") is None:
-            os.environ.setdefault("MUJOCO_GL", "glx")  # importing robosuite loads EGL unless told of another
+            os.environ.setdefault("MUJOCO_GL", "glx")  # importing robosuite loads EGL otherwise
         recorded, here = ".".join(self.recorded().split(".")[:2]), installed()
         if here is None:
             fail(f"{self.env_name} needs robosuite: {INSTALL.get(recorded, INSTALL['1.5'])}")
-        if recorded != ".".join(here.split(".")[:2]):  # the same observations mean other things there
+        if recorded != ".".join(here.split(".")[:2]):  # the same names hold other observations there
             install = INSTALL.get(recorded, f"pip install --no-deps robosuite=={recorded}")
             fail(f"{self.path} is of robosuite {self.recorded()}, and {here} is here: {install}")
         rendering = {"has_renderer": False, "has_offscreen_renderer": bool(render_mode), "use_camera_obs": False}
@@ -225,9 +225,9 @@ class Robomimic(Task):
             from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER
             from robosuite.wrappers import GymWrapper
 
-            ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # or it warns at every reset
+            ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # hides a warning at every reset
             env = robosuite.make(self.env_name, **kwargs)
-            for key in set(keys) & set(env.observation_names):  # a few are off by default
+            for key in set(keys) & set(env.observation_names):  # some are off by default
                 env.modify_observable(key, "active", True)
             seen = env.reset()
             env = GymWrapper(env, keys)
@@ -239,11 +239,11 @@ class Robomimic(Task):
 
 
 class FromSeed(gym.Wrapper):
-    """Robosuite's draws from the seed given, and observations of a reset that are those of the state after it.
+    """Seed robosuite at a reset, and return the observations of the state after the reset.
 
-    Robosuite 1.5 draws from a generator of its own, which samplers of placements hold, too: its state is set. After a
-    reset 1.5 observes poses relative to a gripper that it has not read yet; they are read once more. No time passes for
-    the observables meanwhile, or each step would be observed one step of the simulation too early.
+    Robosuite 1.5 draws from its own generator, which placement samplers share, so the generator's state is set. Its
+    first observation has relative poses from before the gripper was read, so observables are updated once more. The
+    update takes no simulated time; otherwise every later observation would be one simulation step early.
     """
 
     def reset(self, *, seed=None, options=None):

@@ -1,4 +1,4 @@
-"""What every source of datasets gives: transitions, an environment, scores, evaluation; and clear errors."""
+"""The base class of all datasets: transitions, environment, scores, evaluation; checks of files."""
 
 import contextlib
 import gc
@@ -24,14 +24,14 @@ Policy = Callable[[np.ndarray], np.ndarray]  # observations (B, o) float32 -> ac
 
 
 def fail(message: str) -> NoReturn:
-    """End the program with one line on stderr and exit code 2: the user's input, not the program, is at fault."""
+    """Print one line on stderr and exit with code 2, for errors in the user's input."""
     print("error:", *message.split(), file=sys.stderr)
     raise SystemExit(2)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep off the screen what environments' packages say when they are imported and started."""
+    """Silence messages and warnings of environment packages while they are imported and started."""
     gym.logger.min_level = gym.logger.ERROR  # D4RL's v2 tasks are gymnasium's v4: no hint to upgrade to v5
     logging.disable(logging.WARNING)
     try:
@@ -48,14 +48,14 @@ class Task(ABC):
     Attributes:
         env_id: the task's id.
         path: the dataset's file; None where the source keeps it elsewhere (Minari).
-        max_episode_steps: step limit of the environment; set another before `env` or `evaluate` is called.
+        max_episode_steps: step limit of the environment; can be changed before `env` or `evaluate` is called.
         min_return, max_return: the returns that score 0 and 100.
-        eval_episodes: episodes of an evaluation, unless it is told otherwise.
+        eval_episodes: default number of episodes of an evaluation.
         processes: whether to evaluate in processes, for environments whose steps cost more than passing arrays around.
-        dataset_returns, dataset_scores: (E,) float64, one entry a whole trajectory of the file, once `dataset` has run.
-        facts: once `dataset` has run, what a trained policy goes with: env_id; action_low and action_high, the bounds
-            for which -1 and 1 stand; dataset, a checksum of each of its columns.
-        held_out: observations (M, o) and actions (M, a) that `dataset` has kept back to evaluate on; else empty.
+        dataset_returns, dataset_scores: (E,) float64, one entry per trajectory of the file; set by `dataset`.
+        facts: what a run stores beside its weights, set by `dataset`: env_id; action_low and action_high, the bounds
+            for which -1 and 1 stand; dataset, a checksum of each column.
+        held_out: observations (M, o) and actions (M, a) that `dataset` kept out of training; empty by default.
     """
 
     env_id: str
@@ -74,16 +74,15 @@ class Task(ABC):
     def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The columns of `dataset`, actions in the environment's units, and the trajectories' returns (E,).
 
-        Returns are as the benchmark counts them: of whole trajectories, with the rewards of rows that are no
-        transitions.
+        Returns sum all rewards of a trajectory, including rows that are no transitions, as the benchmark does.
         """
 
     @abstractmethod
     def make_env(self, render_mode: str | None = None) -> gym.Env:
-        """The environment as the benchmark has it, with vector observations and actions in its own units."""
+        """The benchmark's environment, with vector observations and actions in its own units."""
 
     def dataset(self) -> dict[str, np.ndarray]:
-        """Read the dataset and check it: lengths, types, finite values, and dimensions against the environment's.
+        """Read the dataset and check lengths, types, finite values, and dimensions against the environment's.
 
         Returns:
             Arrays over N transitions, in the order of their trajectories: unless ends[i], row i + 1 is the step after.
@@ -92,7 +91,7 @@ class Task(ABC):
             reward counts; ends (N,) bool, the last transition of its trajectory, whatever ended it.
 
         Raises:
-            SystemExit: with one line on stderr and code 2, if the dataset is not as it should be.
+            SystemExit: with one line on stderr and code 2, if a check fails.
         """
         where = self.path or self.env_id
         observation_space, action_space = self.spaces()
@@ -119,21 +118,21 @@ class Task(ABC):
         return data
 
     def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-        """Of observations, and of actions in their own units."""
+        """The spaces of observations, and of actions in their own units."""
         env = self.env()
         env.close()
         return env.observation_space, env.env.action_space
 
     def env(self, render_mode: str | None = None) -> gym.Env:
-        """The environment with actions in [-1, 1], which stand for the bounds of its own.
+        """The environment, with its actions rescaled to [-1, 1].
 
         Raises:
-            SystemExit: with one line on stderr and code 2, if its actions are no vectors within bounds, or it cannot be
-                made; but one that cannot render raises what went wrong.
+            SystemExit: with one line on stderr and code 2, if the environment cannot be made, or its actions are no
+                bounded vectors. With a render mode, an error of the environment is raised as it is.
         """
         try:
             env = self.make_env(render_mode)
-        except Exception as error:  # each package, and each graphics library, fails in its own way
+        except Exception as error:  # packages and graphics libraries raise errors of many kinds
             if render_mode:
                 raise
             graphics = f" with MUJOCO_GL={MUJOCO_GL}" if MUJOCO_GL else ""
@@ -150,7 +149,7 @@ class Task(ABC):
         return 100.0 * (returns - self.min_return) / (self.max_return - self.min_return)
 
     def describe(self, data: dict[str, np.ndarray]) -> str:
-        """One line on what is in the dataset, as `dataset` returned it."""
+        """One line of statistics, from the columns that `dataset` returned."""
         return (
             f"{self.path or self.env_id}: {len(data['ends'])} transitions, {int(data['terminals'].sum())} terminal, "
             f"{data['ends'].sum()} trajectories, mean return {self.dataset_returns.mean():.2f} "
@@ -160,7 +159,7 @@ class Task(ABC):
     def evaluate(
         self, policy: Policy, episodes: int | None = None, seed: int = 1, video: Path | None = None
     ) -> dict[str, np.ndarray]:
-        """Run episodes in ten environments side by side, each from its own seed, which `episode_seeds` names.
+        """Run episodes in ten environments side by side, each episode from its own seed (see `episode_seeds`).
 
         Environment j runs episodes j, j + 10, ..., whatever the number of cores.
 
@@ -168,10 +167,10 @@ class Task(ABC):
             policy: actions (B, a), clipped to [-1, 1] here, for observations (B, o) float32.
             episodes: how many; default `eval_episodes`.
             seed: any integer.
-            video: file to which the first three of them are written, too, as a gif.
+            video: a gif to which the first three episodes are written.
 
         Returns:
-            One entry an episode: seeds int64, undiscounted returns float64, lengths int64 in steps, scores float64.
+            One entry per episode: seeds int64, undiscounted returns float64, lengths int64 in steps, scores float64.
         """
         episodes = episodes or self.eval_episodes
         seeds = episode_seeds(seed, episodes)
@@ -199,7 +198,7 @@ class Task(ABC):
         return {"seeds": seeds, "returns": returns, "lengths": lengths, "scores": self.score(returns)}
 
     def print_scores(self, scores: dict[str, list[float]]) -> None:
-        """Print a line each of mean and standard error: of the dataset's trajectories, and of episodes by name."""
+        """Print mean and standard error, one line for the dataset's trajectories and one per entry of `scores`."""
         print(f"\n{'score, mean and standard error':<40}{'episodes':>10}")
         for name, values in {"dataset": self.dataset_scores, **scores}.items():
             error = np.std(values) / max(len(values) - 1, 1) ** 0.5
@@ -208,8 +207,8 @@ class Task(ABC):
     def check_video(self) -> None:
         """Fail with one line if this machine cannot render the environment.
 
-        It is tried in a process of its own: where Mesa's OpenGL is loaded already, loading Triton, as a GPU's PyTorch
-        does when it makes an optimizer, is a segmentation fault. The other way round they get along.
+        The check runs in its own process, because loading Triton after Mesa's OpenGL crashes. PyTorch on a GPU loads
+        Triton when it creates an optimizer. The other order works.
         """
         process = multiprocessing.Process(target=self._rendering_env)
         process.start()
@@ -228,10 +227,10 @@ class Task(ABC):
             observation, _ = env.reset(seed=episode_seed)
             ended = False
             while not ended:
-                frames.append(env.render()[::2, ::2])
+                frames.append(shrunk(env.render()))
                 observation, _, terminated, truncated, _ = env.step(act(policy, observation[None])[0])
                 ended = terminated or truncated
-            frames += [env.render()[::2, ::2]] * 10
+            frames += [shrunk(env.render())] * 10
         env.close()
         del env
         gc.collect()
@@ -246,7 +245,7 @@ class Task(ABC):
             env = self.env(render_mode="rgb_array")
             env.reset(seed=0)
             env.render()
-        except Exception as error:  # OpenGL libraries fail in as many ways as there are of them
+        except Exception as error:  # each OpenGL library raises errors of its own
             fail(
                 f"--capture-video cannot render here ({type(error).__name__}); without a display install EGL (Debian, "
                 "Ubuntu: apt-get install libegl1) or OSMesa (apt-get install libosmesa6, then MUJOCO_GL=osmesa)"
@@ -254,10 +253,15 @@ class Task(ABC):
         return env
 
 
+def shrunk(image: np.ndarray) -> np.ndarray:
+    """An image (height, width, 3) with every second pixel if it is more than 300 pixels high."""
+    return image[::2, ::2] if len(image) > 300 else image
+
+
 def episode_seeds(seed: int, episodes: int) -> np.ndarray:
     """Environment seeds (episodes,) int64 of an evaluation: `10000 seed + i`, modulo 2**32.
 
-    Beyond 2**32, as below 0, environments refuse seeds: numpy's RandomState is the strictest of their generators.
+    Environments accept seeds from 0 to 2**32 - 1, the range of numpy's RandomState.
     """
     return (10_000 * seed % 2**32 + np.arange(episodes)) % 2**32
 
@@ -268,7 +272,7 @@ def act(policy: Policy, observations: np.ndarray) -> np.ndarray:
 
 
 class Episodes(gym.Wrapper):
-    """An environment whose resets go through `seeds`, an episode each; after the last it stands still."""
+    """An environment that takes the seed of each reset from a list; after the last one, steps have no effect."""
 
     def __init__(self, env: gym.Env, seeds: np.ndarray):
         super().__init__(env)
@@ -289,25 +293,25 @@ class Episodes(gym.Wrapper):
 
 
 class EndAtSuccess(gym.Wrapper):
-    """Reward 1 and end of the episode at success, else 0."""
+    """Pay 1 at success and end the episode there; pay 0 before."""
 
     def step(self, action):
         observation, _, _, truncated, info = self.env.step(action)
         key = next((key for key in ("is_success", "success") if key in info), None)
-        success = bool(info[key] if key else self.unwrapped._check_success())  # robosuite's has it in no info
+        success = bool(info[key] if key else self.unwrapped._check_success())  # robosuite does not put it in info
         return observation, float(success), success, truncated, info
 
 
 def check_rows(where: str, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns of equal length, checked: float32 all but the flags (terminals, timeouts, ends), which are bool.
+    """Check columns and convert them: flags (terminals, timeouts, ends) to bool, all others to float32.
 
     Args:
         where: the file, or the trajectory in it, for the error.
         rows: observations, next_observations and actions (N, dimensions); rewards and flags (N,) or (N, 1).
 
     Raises:
-        SystemExit: with one line on stderr and code 2, at other lengths or types, at a NaN, an infinity or a value
-            whose square is beyond float32, or a flag other than 0 and 1.
+        SystemExit: with one line on stderr and code 2, at unequal lengths, other types, a NaN, an infinity, a value
+            whose square overflows float32, or a flag other than 0 and 1.
     """
     count, checked = len(rows["observations"]), {}
     for key, values in rows.items():
@@ -336,11 +340,11 @@ def check_rows(where: str, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def read_array(parent: h5py.Group, key: str) -> np.ndarray:
-    """The array under a key of an HDF5 group, all of which is stored.
+    """The array under a key of an HDF5 group.
 
     Raises:
-        KeyError, TypeError: where it is not there, not an array, or less of it is stored than its shape promises, so
-            that a damaged header is not answered with gigabytes of memory.
+        KeyError, TypeError: where it is missing, not an array, or stored only in part. A damaged header could
+            otherwise allocate gigabytes.
     """
     if not isinstance(parent[key], h5py.Dataset):
         raise TypeError(f"{key} is not an array")
@@ -349,7 +353,7 @@ def read_array(parent: h5py.Group, key: str) -> np.ndarray:
 
 
 def check_stored(key: str, array: h5py.Dataset) -> None:
-    """Raise TypeError where less of an HDF5 array is stored than its shape promises."""
+    """Raise TypeError if an HDF5 array is stored only in part, by its shape."""
     if array.shape is None or array.is_virtual or array.external:  # nothing at all, or in other files
         stored = True
     elif array.chunks is None:
@@ -362,7 +366,7 @@ def check_stored(key: str, array: h5py.Dataset) -> None:
 
 
 def join(where: str, trajectories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One trajectory's columns after the other's, with `ends`; fail if they hold no transition."""
+    """Concatenate trajectories and add `ends`; fail if there is no transition."""
     trajectories = [columns for columns in trajectories if len(columns["rewards"])]
     if not trajectories:
         fail(f"{where} holds no transition")
@@ -383,7 +387,7 @@ def data_folder(variable: str, *default: str) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch `url` into `path` through a temporary file, which is renamed only when it is complete HDF5."""
+    """Download `url` to `path`, through a temporary file that is renamed once it opens as HDF5."""
     import pooch
 
     pooch.get_logger().setLevel(logging.ERROR)
@@ -394,7 +398,7 @@ def download(url: str, path: Path) -> None:
         pooch.retrieve(url, None, temporary.name, temporary.parent, downloader=fetch)
         h5py.File(temporary, "r").close()
         os.replace(temporary, path)
-    except (OSError, ValueError) as error:  # ValueError: a proxy's nonsense in place of a length
+    except (OSError, ValueError) as error:  # ValueError: a proxy sent an invalid length
         fail(f"cannot download {url} ({error}); fetch it by other means and put it at {path}")
     finally:
         with contextlib.suppress(OSError):
