@@ -4,12 +4,12 @@
     loss        mean -log pi_b(c|s)
     action      decode(s, argmax_k pi_b(k|s)), the most probable code's
 
-A categorical policy over K codes can have many modes, which a Gaussian over actions averages into one. It is what the
-other algorithms of this project have to beat, and the pi_b that SAQ-IQL and SAQ-BRAC hold on to.
+A categorical policy over K codes can have many modes, which a Gaussian over actions averages into one. It is the
+baseline of the other algorithms, and their behavior policy pi_b.
 
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 5
 
-    python saq_bc.py --env-id hopper-medium-v2    # or what else `python -m tasks` lists; without an id: a demo
+    python saq_bc.py --env-id hopper-medium-v2    # `python -m tasks` lists the ids; the default is a demo
 """
 
 import copy
@@ -27,7 +27,7 @@ from types import SimpleNamespace
 from typing import Annotated, Literal, NamedTuple, get_type_hints
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports and the loading of data without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during imports and loading ends without a traceback
 
 import numpy as np
 import torch
@@ -47,16 +47,16 @@ Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)]
 
 class Data(NamedTuple):
     env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
-    dataset_path: str | None = None  # file of D4RL's, robomimic's or OGBench's layout in place of the id's own
+    dataset_path: str | None = None  # file in the layout of D4RL, robomimic or OGBench, instead of the id's own
     dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
-    observation_keys: list[str] | None = None  # robomimic files: default end effectors, grippers, object (the paper)
-    max_episode_steps: Auto = None  # of evaluation; default the benchmark's
+    observation_keys: list[str] | None = None  # robomimic files; default: end effectors, grippers, object
+    max_episode_steps: Auto = None  # step limit of evaluation; default: the benchmark's
 
 
 class Method(NamedTuple):
-    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default 0.15 a transition, from 3000 to 50,000
-    vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, in place of training one
-    total_steps: Auto = None  # gradient steps of the behavior policy; default likewise
+    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default: 0.15 per transition, 3000 to 50,000
+    vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, instead of training one
+    total_steps: Auto = None  # gradient steps of the behavior policy; default: the same
     batch_size: Count = 256  # transitions per gradient step
     codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
@@ -64,23 +64,23 @@ class Method(NamedTuple):
     weight_decay: Weight = 1e-3  # AdamW's, for the behavior policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
-    restart_every: Annotated[int, (0, np.inf)] = 500  # VQ-VAE steps between restarts of unused codes; 0: no (the paper)
-    ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
+    restart_every: Annotated[int, (0, np.inf)] = 500  # steps between restarts of unused codes; 0: never (the paper)
+    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
     acting: Literal["mean", "greedy", "sampled"] = "greedy"  # decode the policy's mean, most probable code, or a sample
 
 
 class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
-    eval_episodes: Count = 10  # episodes of each
-    final_eval_episodes: Auto = None  # after the last step; default 100, robosuite 50
+    eval_episodes: Count = 10  # episodes per evaluation
+    final_eval_episodes: Auto = None  # episodes after the last step; default: 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # device of networks and dataset; auto: cuda if available
     compile: bool = False  # compile the gradient steps with torch.compile
-    runs_dir: str = "runs"  # folder in which the run's folder is made
+    runs_dir: str = "runs"  # folder of the runs' folders
     checkpoint_every: Count = 10_000  # gradient steps between checkpoints
-    resume: str | None = None  # folder of an interrupted run to go on with; its flags hold, but for those given again
-    track: bool = False  # log to Weights & Biases, too
+    resume: str | None = None  # folder of a run to continue; flags given here replace its own
+    track: bool = False  # also log to Weights & Biases
 
 
 def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
@@ -100,7 +100,7 @@ def behavior_loss(behavior: nn.Module, batch: Batch) -> Batch:
 
 
 def load_task(args):
-    """The dataset and its task, all that this file takes from `tasks`. For data of your own return
+    """Load the dataset and its task, the only use of `tasks` in this file. For data of your own, return
 
     data: a dict of arrays, a row a transition in order of time: `observations`, `next_observations` (N, o), `actions`
         (N, a) in [-1, 1], `rewards`, `terminals` (N,) float32; `ends` (N,) bool, where trajectories end for any reason
@@ -122,7 +122,7 @@ def fail(message):
 
 
 def parse_args(method):
-    """The command line within its bounds, as a flat namespace. `--resume RUN` puts the words of that run before it."""
+    """Parse the command line and check bounds. With `--resume RUN`, that run's flags come first."""
     traceback = sys.excepthook  # of other errors than the machine's (a full disk, a folder that cannot be written)
     sys.excepthook = lambda kind, *error: fail(error[0]) if issubclass(kind, OSError) else traceback(kind, *error)
     groups = {"data": Data, "method": method, "running": Running}
@@ -205,7 +205,7 @@ class Run:
             self.episodes = {name: list(values) for name, values in saved["episodes"].items()}
             self.start -= saved["seconds"]
         except Exception as error:  # a damaged file fails in many ways
-            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of another command ({error!r:.200})")
+            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of other networks ({error!r:.200})")
 
     def steps(self, phase, total, tag):
         """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
@@ -248,7 +248,7 @@ class Run:
         return np.asarray(result["scores"]).tolist()
 
     def finish(self, policy, ways, modules, facts):
-        """Evaluate every way of acting; write model.pt (`modules`), result.json (also `facts`) and video.gif."""
+        """Evaluate every way of acting, and write model.pt (`modules`), result.json (also `facts`) and video.gif."""
         args, trained, scores = self.args, time.time() - self.start, {}
         for acting in sorted(ways, key=args.acting.__ne__):  # the one that was asked for first
             kept = () if scores else (args.total_steps, args.capture_video and self.folder / "video.gif")

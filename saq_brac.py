@@ -13,7 +13,7 @@ above: largest at pi = pi*, where it is alpha log Z: no actor, no sampled KL. Sm
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4
     Wu et al., *Behavior Regularized Offline Reinforcement Learning*, 2019, section 3
 
-    python saq_brac.py --env-id hopper-medium-v2    # or what else `python -m tasks` lists; without an id: a demo
+    python saq_brac.py --env-id hopper-medium-v2    # `python -m tasks` lists the ids; the default is a demo
 """
 
 import copy
@@ -31,7 +31,7 @@ from types import SimpleNamespace
 from typing import Annotated, Literal, NamedTuple, get_type_hints
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports and the loading of data without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during imports and loading ends without a traceback
 
 import numpy as np
 import torch
@@ -51,17 +51,17 @@ Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)]
 
 class Data(NamedTuple):
     env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
-    dataset_path: str | None = None  # file of D4RL's, robomimic's or OGBench's layout in place of the id's own
+    dataset_path: str | None = None  # file in the layout of D4RL, robomimic or OGBench, instead of the id's own
     dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
-    observation_keys: list[str] | None = None  # robomimic files: default end effectors, grippers, object (the paper)
-    max_episode_steps: Auto = None  # of evaluation; default the benchmark's
+    observation_keys: list[str] | None = None  # robomimic files; default: end effectors, grippers, object
+    max_episode_steps: Auto = None  # step limit of evaluation; default: the benchmark's
 
 
 class Method(NamedTuple):
-    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default 0.15 a transition, from 3000 to 50,000
-    vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, in place of training one
-    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default likewise
-    total_steps: Auto = None  # gradient steps of Q; default likewise
+    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default: 0.15 per transition, 3000 to 50,000
+    vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, instead of training one
+    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default: the same
+    total_steps: Auto = None  # gradient steps of Q; default: the same
     batch_size: Count = 256  # transitions per gradient step
     codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
     hidden_dim: Count = 256  # width of the hidden layers of every network
@@ -69,11 +69,11 @@ class Method(NamedTuple):
     weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
-    restart_every: Annotated[int, (0, np.inf)] = 500  # VQ-VAE steps between restarts of unused codes; 0: no (the paper)
-    ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h, h: mean trajectory, in play limit / 4
-    n_step: Auto = None  # rewards before the bootstrap; default h / 50, in play 1 (the paper: 1)
-    value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
+    restart_every: Annotated[int, (0, np.inf)] = 500  # steps between restarts of unused codes; 0: never (the paper)
+    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
+    n_step: Auto = None  # rewards per target; default: h / 50, 1 in play data (the paper: 1)
+    value_scale: Weight = 100.0  # largest discounted return of the data after scaling rewards; 0: no scaling
     alpha: Positive = 3.0  # weight of the KL divergence from the behavior policy
     tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
     acting: Literal["mean", "greedy", "sampled"] = "mean"  # decode the policy's mean, most probable code, or a sample
@@ -81,16 +81,16 @@ class Method(NamedTuple):
 
 class Running(NamedTuple):
     eval_every: Count = 10_000  # gradient steps between evaluations
-    eval_episodes: Count = 10  # episodes of each
-    final_eval_episodes: Auto = None  # after the last step; default 100, robosuite 50
+    eval_episodes: Count = 10  # episodes per evaluation
+    final_eval_episodes: Auto = None  # episodes after the last step; default: 100, robosuite 50
     capture_video: bool = False  # write video.gif of the final policy
     seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # of networks and dataset; auto: cuda where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # device of networks and dataset; auto: cuda if available
     compile: bool = False  # compile the gradient steps with torch.compile
-    runs_dir: str = "runs"  # folder in which the run's folder is made
+    runs_dir: str = "runs"  # folder of the runs' folders
     checkpoint_every: Count = 10_000  # gradient steps between checkpoints
-    resume: str | None = None  # folder of an interrupted run to go on with; its flags hold, but for those given again
-    track: bool = False  # log to Weights & Biases, too
+    resume: str | None = None  # folder of a run to continue; flags given here replace its own
+    track: bool = False  # also log to Weights & Biases
 
 
 def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
@@ -143,7 +143,7 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
 
 
 def load_task(args):
-    """The dataset and its task, all that this file takes from `tasks`. For data of your own return
+    """Load the dataset and its task, the only use of `tasks` in this file. For data of your own, return
 
     data: a dict of arrays, a row a transition in order of time: `observations`, `next_observations` (N, o), `actions`
         (N, a) in [-1, 1], `rewards`, `terminals` (N,) float32; `ends` (N,) bool, where trajectories end for any reason
@@ -165,7 +165,7 @@ def fail(message):
 
 
 def parse_args(method):
-    """The command line within its bounds, as a flat namespace. `--resume RUN` puts the words of that run before it."""
+    """Parse the command line and check bounds. With `--resume RUN`, that run's flags come first."""
     traceback = sys.excepthook  # of other errors than the machine's (a full disk, a folder that cannot be written)
     sys.excepthook = lambda kind, *error: fail(error[0]) if issubclass(kind, OSError) else traceback(kind, *error)
     groups = {"data": Data, "method": method, "running": Running}
@@ -248,7 +248,7 @@ class Run:
             self.episodes = {name: list(values) for name, values in saved["episodes"].items()}
             self.start -= saved["seconds"]
         except Exception as error:  # a damaged file fails in many ways
-            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of another command ({error!r:.200})")
+            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of other networks ({error!r:.200})")
 
     def steps(self, phase, total, tag):
         """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
@@ -291,7 +291,7 @@ class Run:
         return np.asarray(result["scores"]).tolist()
 
     def finish(self, policy, ways, modules, facts):
-        """Evaluate every way of acting; write model.pt (`modules`), result.json (also `facts`) and video.gif."""
+        """Evaluate every way of acting, and write model.pt (`modules`), result.json (also `facts`) and video.gif."""
         args, trained, scores = self.args, time.time() - self.start, {}
         for acting in sorted(ways, key=args.acting.__ne__):  # the one that was asked for first
             kept = () if scores else (args.total_steps, args.capture_video and self.folder / "video.gif")

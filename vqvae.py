@@ -9,7 +9,7 @@
 Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4.1
 van den Oord et al., *Neural Discrete Representation Learning*, NeurIPS 2017, equation 3
 
-With it, any offline RL algorithm for discrete actions runs on continuous ones. This file needs torch alone.
+With it, any offline RL algorithm for discrete actions runs on continuous ones. This file needs only torch.
 
     vqvae = VQVAE.for_data(observations, actions)      # (N, observation_dim), (N, action_dim) float32
     train_vqvae(vqvae, observations, actions, steps=20_000)
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch.optim.adam import adam
 
 Step = Callable[..., dict[str, torch.Tensor]]  # a gradient step; returns its scalars
-CHUNK = 16384  # rows that encode and decode take at once, so that a million need little memory
+CHUNK = 16384  # rows per chunk in encode and decode, which bounds memory
 
 
 class Standardize(nn.Module):
@@ -46,7 +46,7 @@ class Standardize(nn.Module):
 
     @classmethod
     def for_data(cls, x: torch.Tensor, wanted: bool = True) -> "Standardize":
-        """By mean and deviation of x (N, D); what never moves there becomes 0 everywhere. Not `wanted`: x as it is."""
+        """By mean and deviation of x (N, D); constant dimensions map to 0. Without `wanted`, the identity."""
         low, high = x.aminmax(dim=0)
         still = high - low <= 1e-5 * torch.maximum(high, -low)
         std = torch.where(still, torch.inf, x.std(0, unbiased=False) + 1e-3)
@@ -174,7 +174,7 @@ class VQVAE(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "VQVAE":
-        """Read what `save` wrote. Raises OSError if the file is not there or not a VQ-VAE's."""
+        """Read what `save` wrote. Raises OSError if the file is missing or holds no VQ-VAE."""
         try:
             checkpoint = read_file(path)
             model = cls(**checkpoint["config"])
@@ -195,7 +195,7 @@ class VQVAE(nn.Module):
 
 
 def write_file(path: str | os.PathLike, save: Callable[[io.BytesIO], object]) -> None:
-    """Write to `path` what `save(file)` writes to a file in memory: whole, or not at all. Raises OSError."""
+    """Write to `path`, atomically, what `save(file)` writes to a file in memory. Raises OSError."""
     content, temporary = io.BytesIO(), Path(path).with_name(f"part-{Path(path).name}")
     save(content)
     try:
@@ -215,7 +215,7 @@ def read_file(path: str | os.PathLike) -> dict:
 
 
 def ema_weight(decay: float, step: int) -> float:
-    """Weight of step 1, 2, ... in a moving average of this decay, which forgets the first weights.
+    """Weight of step 1, 2, ... in a moving average of this decay, with a warm-up that drops the first weights.
 
     Before step 10 / (1 - decay), 20,000 at 0.9995, the average is over about the last tenth of the steps.
     """
@@ -333,7 +333,7 @@ def initialize_codebook(model: VQVAE, z: torch.Tensor) -> None:
 
 @torch.no_grad()
 def restart_unused_codes(model: VQVAE, z: torch.Tensor) -> None:
-    """Split codes in use: each that none of z (rows, embedding_dim) has moves beside a row's code, towards its z.
+    """Move each code that none of z (rows, embedding_dim) has next to the code of a row, a tenth of the way to its z.
 
     Moved all the way to z, where the decoder has seen nothing, it would multiply the reconstruction error for a while.
     """

@@ -1,6 +1,6 @@
 """Run the jobs of a benchmark: in order, several at once, or on SLURM; skip finished ones, resume killed ones.
 
-Jobs are lines on stdin, `FOLDER COMMAND...`; `{OTHER}` stands for the run of another job, which then comes first:
+Jobs are lines on stdin, `FOLDER COMMAND...`; `{OTHER}` is the run folder of another job, which runs first:
 
     demo/saq_bc/1 python saq_bc.py --seed 1 --vqvae-steps 10000
     demo/saq_iql/1 python saq_iql.py --seed 1 --vqvae-path {demo/saq_bc/1}/vqvae.pt
@@ -51,7 +51,7 @@ def fail(message: str) -> NoReturn:
 
 
 class Job(NamedTuple):
-    """A job and what its folder tells of it."""
+    """A job and the state in its folder."""
 
     name: str  # of its folder, below RUNS
     words: tuple[str, ...]  # its command, with {OTHER}
@@ -79,7 +79,7 @@ class Job(NamedTuple):
         before, now = self.read("command.txt"), shlex.join(self.words)
         if before in ("", now) or not (finished(self.name) or self.killed_run()):
             return None
-        return f"{self.folder} is of another command; remove it to run the present one. It was: {before}; it is: {now}"
+        return f"{self.folder} is of another command; remove it to run this one. It was: {before}; it is: {now}"
 
     def command(self) -> list[str]:
         """What is to be run now; a run that is still to be made appears as a pattern."""
@@ -133,7 +133,7 @@ class Job(NamedTuple):
                 return "finished"
             for folder in self.folder.glob("*__*/"):
                 if folder != self.killed_run():
-                    shutil.rmtree(folder)  # killed before there was anything to resume
+                    shutil.rmtree(folder)  # killed before its first checkpoint
             (self.folder / "exit_code").unlink(missing_ok=True)
             (self.folder / "command.txt").write_text(shlex.join(self.words) + "\n")
             words = self.command()

@@ -137,7 +137,7 @@ def test_a_checkpoint_with_other_things_in_it_is_refused(checkpointed, capsys, m
     with pytest.raises(SystemExit, match="2"):
         checkpointed.load()
     error = capsys.readouterr().err
-    assert "checkpoint.pt is damaged or of another command" in error and error.count("\n") == 1
+    assert "checkpoint.pt is damaged or of other networks" in error and error.count("\n") == 1
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_found(folder):

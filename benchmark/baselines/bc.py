@@ -30,14 +30,14 @@ from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
 
 
 class Method(NamedTuple):
-    total_steps: Auto = None  # gradient steps of the policy; default 0.15 a transition, from 3000 to 50,000
+    total_steps: Auto = None  # gradient steps of the policy; default: 0.15 per transition, 3000 to 50,000
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for the policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
-    ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
+    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
     acting: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
 
 

@@ -38,18 +38,18 @@ from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
 
 
 class Method(NamedTuple):
-    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default likewise
-    total_steps: Auto = None  # gradient steps of Q and policy; default 0.15 a transition, from 3000 to 50,000
+    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default: the same
+    total_steps: Auto = None  # gradient steps of Q and policy; default: 0.15 per transition, 3000 to 50,000
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
-    ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h, h: mean trajectory, in play limit / 4
-    n_step: Auto = None  # rewards before the bootstrap; default h / 50, in play 1 (the paper: 1)
-    value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
+    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
+    n_step: Auto = None  # rewards per target; default: h / 50, 1 in play data (the paper: 1)
+    value_scale: Weight = 100.0  # largest discounted return of the data after scaling rewards; 0: no scaling
     alpha: Positive = 3.0  # weight of the KL from the behavior policy, in the policy's loss and in the target
     tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
     acting: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample

@@ -42,10 +42,10 @@ class Method(NamedTuple):
     weight_decay: Weight = 1e-3  # AdamW's, for Q
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
-    ema_decay: Fraction = 0.9995  # of the moving average of weights that acts; 0: the last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default 1 - 1 / h, h: mean trajectory, in play limit / 4
-    n_step: Auto = None  # rewards before the bootstrap; default h / 50, in play 1 (the paper: 1)
-    value_scale: Weight = 100.0  # scale rewards so that the data's largest discounted return is this; 0: do not scale
+    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
+    gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
+    n_step: Auto = None  # rewards per target; default: h / 50, 1 in play data (the paper: 1)
+    value_scale: Weight = 100.0  # largest discounted return of the data after scaling rewards; 0: no scaling
     expectile: Fraction = 0.7  # of V over the actions of the data; 0.5: their mean
     beta: Weight = 0.3  # inverse temperature of the weights: 0 imitates, high follows Q (the paper: 3 for locomotion)
     tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
