@@ -38,7 +38,7 @@ from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
 
 
 class Method(NamedTuple):
-    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default: the same
+    bc_steps: Annotated[int | None, (0, np.inf)] = None  # steps of the behavior policy; default: as total_steps
     total_steps: Auto = None  # gradient steps of Q and policy; default: 0.15 per transition, 3000 to 50,000
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
