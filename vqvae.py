@@ -226,7 +226,7 @@ def ema_weight(decay: float, step: int) -> float:
 def follow(average: nn.Module, model: nn.Module, weight: float | torch.Tensor) -> None:
     """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
     averages, models = list(average.parameters()), list(model.parameters())
-    if torch.compiler.is_compiling():  # which makes one kernel of this, of lerp one a parameter
+    if torch.compiler.is_compiling():  # to one kernel; lerp of lists would be one per parameter
         torch._foreach_mul_(averages, 1 - weight)
         torch._foreach_add_(averages, torch._foreach_mul(models, weight))
     else:
@@ -240,7 +240,7 @@ def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         loss.backward()
         optimizer.step()
         return
-    # torch.compile stops at each of the three, so that here are the same Adam's functions, which it looks into.
+    # torch.compile breaks its graph at each of the three, but it traces the function that an Adam's step calls.
     gradients = iter(torch.autograd.grad(loss, [p for group in optimizer.param_groups for p in group["params"]]))
     with torch.no_grad():
         for group in optimizer.param_groups:
@@ -290,7 +290,7 @@ def gradient_step(
 
         def once() -> dict[str, torch.Tensor]:
             drawn = torch.randint(rows, (batch_size,), generator=generator, device=device), *(draw() for draw in draws)
-            return (whole if optimizer.state else detached)(*drawn, *weights)  # a first step makes the state
+            return (whole if optimizer.state else detached)(*drawn, *weights)  # the first step allocates the state
 
         def call(*values: float) -> dict[str, torch.Tensor]:
             weights.extend(torch.empty((), device=device) for _ in values[len(weights) :])
@@ -298,7 +298,7 @@ def gradient_step(
                 weight.fill_(value)
             if not graph:
                 return once()
-            if next(calls) <= 2:  # libraries set themselves up
+            if next(calls) <= 2:  # warm-up: libraries initialize, torch.compile compiles
                 stream.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(stream):
                     metrics = once()
