@@ -250,7 +250,7 @@ def run(jobs: list[Job], slots: int) -> int:
 @contextmanager
 def multi_process_service() -> Iterator[None]:
     """NVIDIA's Multi-Process Service for the processes that are started meanwhile."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the service may still write there
         os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         try:
             subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True)

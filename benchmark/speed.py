@@ -2,8 +2,7 @@
 
 On the CPU: the time of a step over that of the bare matrix multiplications that its equations need. The two take turns
 in one process, at the same shapes and number of threads, so that the ratio does not depend on the machine's load. 1.0
-is a step that only multiplies. On a GPU: steps a second, kernels a step, and the share of the time in
-which a kernel runs.
+is a step that only multiplies. On a GPU: steps a second, kernels a step, and the share of time in which a kernel runs.
 
     python benchmark/speed.py                # as the algorithm files run by default
     python benchmark/speed.py --compile      # with torch.compile
