@@ -314,10 +314,12 @@ def test_the_papers_recipe_and_every_other_option_run(tmp_path, algorithm):
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_compiled_steps_give_the_same_numbers(runs_of, tmp_path, algorithm):
-    folder, _ = runs_of(algorithm)
-    own = [] if algorithm == "saq_bc" else [f"--vqvae-path={folder}/vqvae.pt"]
-    run(*small(algorithm), *own, "--compile", folder=tmp_path, algorithm=algorithm)
-    first, second = (torch.load(f / "model.pt", weights_only=True) for f in (folder, only_run(tmp_path / "runs")))
+    codes = runs_of("saq_bc")[0] / "vqvae.pt"
+    own = [] if algorithm == "saq_bc" else [f"--vqvae-path={codes}"]  # compiling takes a while
+    for name in ("plain", "compile"):
+        compiled = ["--compile"] * (name == "compile")
+        run(*small(algorithm), *own, *compiled, f"--runs-dir={name}", folder=tmp_path, algorithm=algorithm)
+    first, second = (torch.load(only_run(tmp_path / n) / "model.pt", weights_only=True) for n in ("plain", "compile"))
     for module in MODULES[algorithm]:
         for key, value in first[module].items():
             torch.testing.assert_close(value, second[module][key], atol=1e-3, rtol=1e-2)
