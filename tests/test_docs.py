@@ -113,7 +113,7 @@ def shortened(own, *more):
 
 
 def test_commands_on_the_demo_run(tmp_path):
-    """Commands that name no run come first; `runs/...__saq_bc__1__...` is the run of the first one of SAQ-BC."""
+    """Commands that name no run come first; `runs/fetch*saq_bc__1__*` is the run of the first one of SAQ-BC."""
     chosen = [line for line in all_commands() if runs_offline(line) or "examples/act.py" in line]
     own = [split(line)[1][1:] for line in chosen]
     plain = [words_ for words_ in own if not any("runs/" in word for word in words_)]
@@ -121,7 +121,7 @@ def test_commands_on_the_demo_run(tmp_path):
     run_all([shortened(words_, "--runs-dir", f"runs/{i}") for i, words_ in enumerate(plain)], tmp_path)
 
     def real(word):
-        if not (match := re.fullmatch(r"runs/fetch-pick-and-place-demo-v0__(\w+)__1__\.\.\.(.*)", word)):
+        if not (match := re.fullmatch(r"runs/fetch\*(\w+?)__1__\*(.*)", word)):
             return word
         first = next(i for i, words_ in enumerate(plain) if words_[0] == f"{match[1]}.py")
         (run,) = (tmp_path / f"runs/{first}").glob("*__*")
