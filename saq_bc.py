@@ -147,7 +147,7 @@ def parse_args(method):
                 fail(f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, it is {value}")
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
-    if args.compile and subprocess.getstatusoutput("${CXX:-c++} --version")[0]:
+    if args.compile and subprocess.getstatusoutput("${CXX:-g++} --version")[0]:
         fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
     return args
 
@@ -270,7 +270,7 @@ class Run:
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)

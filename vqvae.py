@@ -234,7 +234,7 @@ def follow(average: nn.Module, model: nn.Module, weight: float | torch.Tensor) -
 
 
 def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step of `optimizer`, an Adam or AdamW, down the gradient of `loss`."""
+    """One step of `optimizer`, an Adam or AdamW (without amsgrad or maximize), down the gradient of `loss`."""
     if not torch.compiler.is_compiling():
         optimizer.zero_grad()
         loss.backward()
@@ -264,6 +264,7 @@ def gradient_step(
 
     On a GPU, where kernels of a few microseconds would wait for Python, call 3 records them as a CUDA graph, and calls
     replay it: between calls only tensors may change, and only in place, and a call overwrites what the last returned.
+    There and with `compile`, numbers such as the learning rate must stay as they are.
 
     Args:
         optimizer: which the step gives to `minimize`.
@@ -279,12 +280,16 @@ def gradient_step(
         device, weights, calls, outputs = generator.device, [], itertools.count(1), {}
         graph, stream = (torch.cuda.CUDAGraph(), torch.cuda.Stream(device)) if device.type == "cuda" else (None, None)
 
+        for group in optimizer.param_groups if graph else ():
+            group["capturable"] = True
+
         def detached(*inputs: torch.Tensor) -> dict[str, torch.Tensor]:
             return {name: value.detach() for name, value in step(*inputs).items()}
 
         whole = detached
         if compile:
-            torch._dynamo.config.trace_autograd_ops = True
+            torch._dynamo.config.trace_autograd_ops = True  # for torch.autograd.grad in minimize
+            torch._dynamo.config.recompile_limit = 256  # of all steps together: to torch.compile each is `detached`
             options = {"combo_kernels": True} if graph else None  # independent small kernels become one
             whole = torch.compile(detached, fullgraph=True, options=options)
 
@@ -293,7 +298,7 @@ def gradient_step(
             return (whole if optimizer.state else detached)(*drawn, *weights)  # the first step allocates the state
 
         def call(*values: float) -> dict[str, torch.Tensor]:
-            weights.extend(torch.empty((), device=device) for _ in values[len(weights) :])
+            weights[:] = weights or [torch.empty((), device=device) for _ in values]
             for weight, value in zip(weights, values, strict=True):
                 weight.fill_(value)
             if not graph:
@@ -306,12 +311,8 @@ def gradient_step(
                 return metrics
             if not outputs:
                 graph.register_generator_state(generator)
-                for group in optimizer.param_groups:
-                    group["capturable"] = not compile  # a change of it makes torch.compile begin anew
                 with torch.cuda.graph(graph, stream=stream):
                     outputs.update(once())
-                for group in optimizer.param_groups:
-                    group["capturable"] = False  # or it warns if it ever steps without a graph again
             graph.replay()
             return outputs
 
@@ -363,7 +364,8 @@ def train_vqvae(
         observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
         steps: number of gradient steps, or an iterable of step numbers (1, 2, ... or, to resume, from a later one on).
         batch_size: rows per gradient step.
-        learner, optimizer: the copy that takes the steps, and its optimizer, or none of them: then Adam at 3e-3.
+        learner, optimizer: the copy that takes the steps, and its Adam, whose learning rate stays as it is; or none of
+            them: then Adam at 3e-3.
         generator: draws the rows, on the model's device; left out, one of seed 0.
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.

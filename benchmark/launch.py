@@ -13,7 +13,7 @@ Environment:
     ONLY       regular expression of the jobs to run (folders); their prerequisites come along
     EXTRA      words added to every command, such as "--device cuda"
     JOBS       jobs at once, default 1; with SLURM tasks of an array at once, default no limit
-    MPS=1      let the jobs' kernels run side by side on a GPU (NVIDIA's Multi-Process Service), not by turns
+    MPS=1      let the jobs' kernels run side by side on a GPU (NVIDIA's Multi-Process Service); not with SLURM
     DRY=1      print the commands, run nothing
     CHECK=1    report what is finished, running and failed, run nothing
     SLURM=1    submit one job array per level of prerequisites; in place of 1, sbatch's own words: "-c 2 --mem 8G"

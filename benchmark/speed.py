@@ -130,7 +130,7 @@ def main(args: Args) -> None:
         ),
         "SAQ-BC, pi_b": (train(behavior_loss, [q], [acting], behavior_data), q_layers),
         "SAQ-CQL": (
-            train(cql_loss, [q, q_target], [acting], tables, 4.0, "expected"),
+            train(cql_loss, [q, q_target], [q_target, acting], tables, 4.0, "expected"),
             q_layers + forward_q,
         ),
         "SAQ-IQL": (

@@ -76,7 +76,7 @@ def bc_loss(actor: GaussianPolicy, observations: torch.Tensor, actions: torch.Te
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)

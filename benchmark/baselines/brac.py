@@ -101,7 +101,7 @@ def brac_loss(
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
@@ -139,18 +139,18 @@ if __name__ == "__main__":
     noise = partial(torch.randn, 2, args.batch_size, action_dim, generator=generator, device=device)
 
     @gradient_step(adam, *rows_and_compile, noise)
-    def brac_step(rows: torch.Tensor, noise: torch.Tensor, tau: torch.Tensor, ema: torch.Tensor) -> Batch:
+    def brac_step(rows: torch.Tensor, noise: torch.Tensor, ema: torch.Tensor) -> Batch:
         batch = {name: column[rows] for name, column in transitions.items()}
         metrics = brac_loss(q, q_target, actor, behavior_acting, batch, noise, args.alpha)
         minimize(metrics["loss"], adam)
-        follow(q_target, q, tau)
+        follow(q_target, q, args.tau)
         follow(actor_acting, actor, ema)
         return metrics
 
     for step in run.steps("rl", args.total_steps, "losses/"):
         if step == 1:
             actor.load_state_dict(behavior_acting.state_dict())
-        run.metrics = brac_step(args.tau, ema_weight(args.ema_decay, step))
+        run.metrics = brac_step(ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
 

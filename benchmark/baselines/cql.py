@@ -190,7 +190,7 @@ def n_step_transitions(args, data: Batch, task) -> tuple[Batch, dict[str, float]
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
@@ -221,17 +221,17 @@ if __name__ == "__main__":
     noise = partial(torch.randn, 1 + args.n_actions, 2, *per_row, **draw)
 
     @gradient_step(adam, generator, len(data["actions"]), args.batch_size, args.compile, uniform, noise)
-    def cql_step(rows, uniform, noise, tau, ema) -> Batch:
+    def cql_step(rows, uniform, noise, ema) -> Batch:
         batch = {name: column[rows] for name, column in transitions.items()}
         weight = entropy_weight["log"]
         metrics = cql_loss(q, q_target, actor, weight, batch, 2.0 * uniform - 1.0, noise, args.alpha)
         minimize(metrics["loss"], adam)
-        follow(q_target, q, tau)
+        follow(q_target, q, args.tau)
         follow(actor_acting, actor, ema)
         return metrics
 
     for step in run.steps("rl", args.total_steps, "losses/"):
-        run.metrics = cql_step(args.tau, ema_weight(args.ema_decay, step))
+        run.metrics = cql_step(ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(policy, args.acting, args.eval_episodes, step)
 

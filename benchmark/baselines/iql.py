@@ -83,7 +83,7 @@ def iql_loss(
 if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
@@ -105,16 +105,16 @@ if __name__ == "__main__":
     transitions, facts = n_step_transitions(args, data, task)
 
     @gradient_step(adam, generator, len(data["actions"]), args.batch_size, args.compile)
-    def iql_step(rows: torch.Tensor, tau: torch.Tensor, ema: torch.Tensor) -> Batch:
+    def iql_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
         batch = {name: column[rows] for name, column in transitions.items()}
         metrics = iql_loss(q, q_target, v, actor, batch, args.expectile, args.beta)
         minimize(metrics["loss"], adam)
-        follow(q_target, q, tau)
+        follow(q_target, q, args.tau)
         follow(actor_acting, actor, ema)
         return metrics
 
     for step in run.steps("rl", args.total_steps, "losses/"):
-        run.metrics = iql_step(args.tau, ema_weight(args.ema_decay, step))
+        run.metrics = iql_step(ema_weight(args.ema_decay, step))
         if step % args.eval_every == 0 and step < args.total_steps:
             run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
 
