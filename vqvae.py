@@ -244,34 +244,27 @@ def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     gradients = iter(torch.autograd.grad(loss, [p for group in optimizer.param_groups for p in group["params"]]))
     with torch.no_grad():
         for group in optimizer.param_groups:
-            states = [optimizer.state[p] for p in group["params"]]
-            moments = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
-            of_steps, (beta1, beta2) = [state["step"] for state in states], group["betas"]
+            parameters, (beta1, beta2) = group["params"], group["betas"]
+            state = [[optimizer.state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step")]
             flags = {name: group[name] for name in ("lr", "weight_decay", "eps", "decoupled_weight_decay")}
             flags |= dict(beta1=beta1, beta2=beta2, amsgrad=False, maximize=False, foreach=True, capturable=True)
-            adam(group["params"], [next(gradients) for _ in states], *moments, [], of_steps, **flags)
+            adam(parameters, [next(gradients) for _ in parameters], *state[:2], [], state[2], **flags)
 
 
 def gradient_step(
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    rows: int,
-    batch_size: int,
-    compile: bool = False,
-    *draws: Callable[[], torch.Tensor],
+    optimizer: torch.optim.Optimizer, generator: torch.Generator, rows: int, batch_size: int, compile=False, *draws
 ) -> Callable[[Step], Step]:
-    """Decorator of a whole gradient step: of `step(rows, *draws, *weights)` it makes `step(*weights)`, which draws.
+    """Decorator of a whole gradient step: of `step(rows, *drawn, *weights)` it makes `step(*weights)`, which draws.
 
     On a GPU, where kernels of a few microseconds would wait for Python, call 3 records them as a CUDA graph, and calls
     replay it: between calls only tensors may change, and only in place, and a call overwrites what the last returned.
     There and with `compile`, numbers such as the learning rate must stay as they are.
 
     Args:
-        optimizer: which the step gives to `minimize`.
-        generator: draws the rows, on the device of all tensors.
+        optimizer, generator: what the step gives to `minimize`; what draws, on the device of all tensors.
         rows, batch_size: the step's rows are (batch_size,) int64, uniform from 0 to rows - 1.
         compile: compile the whole step with torch.compile.
-        draws: what else is random in the step, such as noise: each a function that draws it from `generator`.
+        draws: functions that draw from `generator` what else is random in the step, such as noise.
 
     The weights are numbers of the caller, such as `ema_weight`; the step gets them as scalar tensors.
     """
@@ -279,7 +272,6 @@ def gradient_step(
     def decorate(step: Step) -> Step:
         device, weights, calls, outputs = generator.device, [], itertools.count(1), {}
         graph, stream = (torch.cuda.CUDAGraph(), torch.cuda.Stream(device)) if device.type == "cuda" else (None, None)
-
         for group in optimizer.param_groups if graph else ():
             group["capturable"] = True
 
