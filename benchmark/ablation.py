@@ -12,18 +12,13 @@ Written to `--out`:
 
 import csv
 import json
-import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, NoReturn
+from typing import Annotated, Literal, NamedTuple
 
-import matplotlib
 import numpy as np
 import tyro
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from report import TITLES, by, fail, plt
 
 
 class Args(NamedTuple):
@@ -52,18 +47,7 @@ WAYS = ("mean", "greedy", "sampled")  # of acting
 COLOURS = {"saq": "#0072B2", "action-only": "#D55E00", "uniform": "#009E73", "aquadem": "#CC79A7"}  # Okabe and Ito's
 MARKS = {"saq": ("-", "o"), "action-only": ("--", "s"), "uniform": (":", "^"), "aquadem": ("-.", "D")}  # differ in grey
 ACTING = {"mean": "mean action", "greedy": "most probable code", "sampled": "sampled code"}
-TITLES = {  # of datasets in the figure, as in report.py
-    "fetch-pick-and-place-demo-v0": "demo",
-    "hopper-medium-expert-sb3-v0": "hopper mix",
-    "cube-single-play-v0": "cube-single",
-}
 NAMES = {"saq": "state-conditioned", "action-only": "action only", "uniform": "uniform grid", "aquadem": "Aquadem"}
-
-
-def fail(message: str) -> NoReturn:
-    """Print one line on stderr and exit with code 2, for errors in the input."""
-    print("error:", message, file=sys.stderr)
-    raise SystemExit(2)
 
 
 def read_run(folder: Path) -> Row:
@@ -109,20 +93,12 @@ def read(folder: Path) -> list[Row]:
     return sorted(rows, key=lambda row: (*row[:2], order.index(row.quantizer), *row[3:5]))
 
 
-def group(rows: Iterable[Row], key: Callable[[Row], object]) -> dict:
-    """Rows by `key`, in order of first occurrence."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return groups
-
-
 def table(rows: list[Row]) -> str:
     """Markdown: one line per dataset, algorithm, quantizer and K."""
     columns = dict.fromkeys(WAYS, ".1f") | {"error": ".4f", "codes_used": ".0f", "perplexity": ".1f"}
     titles = ("dataset", "algorithm", "quantizer", "K", "seeds", *WAYS, "error / variance", "codes used", "perplexity")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for (dataset, algorithm, quantizer, codes), runs in group(rows, lambda row: row[:4]).items():
+    for (dataset, algorithm, quantizer, codes), runs in by(rows, lambda row: row[:4]).items():
         cells = [dataset, f"SAQ-{algorithm.upper()}", NAMES[quantizer], str(codes), str(len(runs))]
         for column, digits in columns.items():
             values = [getattr(run, column) for run in runs]
@@ -134,8 +110,8 @@ def table(rows: list[Row]) -> str:
 
 def draw_lines(axis: plt.Axes, rows: Iterable[Row], column: str) -> None:
     """A line per quantizer through the means over seeds of `column` against K, and every seed's value as a dot."""
-    for quantizer, runs in group(rows, lambda row: row.quantizer).items():
-        by_size = group(runs, lambda row: row.codebook_size)
+    for quantizer, runs in by(rows, lambda row: row.quantizer).items():
+        by_size = by(runs, lambda row: row.codebook_size)
         colour, means = COLOURS[quantizer], [np.mean([getattr(run, column) for run in g]) for g in by_size.values()]
         dashes, marker = MARKS[quantizer]
         axis.plot(list(by_size), means, dashes, marker=marker, color=colour, label=NAMES[quantizer])
@@ -145,7 +121,7 @@ def draw_lines(axis: plt.Axes, rows: Iterable[Row], column: str) -> None:
 
 def draw(rows: list[Row], acting: str, path: Path) -> None:
     """A line of panels per dataset: the quantizers' error, then the score of each algorithm."""
-    datasets, algorithms = group(rows, lambda row: row.dataset), sorted({row.algorithm for row in rows})
+    datasets, algorithms = by(rows, lambda row: row.dataset), sorted({row.algorithm for row in rows})
     size = (3.6 * (1 + len(algorithms)), 3.0 * len(datasets) + 0.3)
     figure, axes = plt.subplots(len(datasets), 1 + len(algorithms), figsize=size, layout="constrained", squeeze=False)
     for line, (dataset, runs) in zip(axes, datasets.items(), strict=True):
@@ -175,6 +151,7 @@ def draw(rows: list[Row], acting: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    plt.switch_backend("Agg")
     args = tyro.cli(Args, description=__doc__)
     rows = read(args.folder)
     args.out.mkdir(parents=True, exist_ok=True)
