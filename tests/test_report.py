@@ -142,7 +142,20 @@ def test_a_way_of_acting_that_one_run_lacks_has_no_average(tmp_path):
 def test_improvement_is_that_of_rliable():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 5, (4, 3)), rng.integers(0, 5, (6, 3))  # with ties
-    assert report.improvement(x, y)[0] == pytest.approx(report.metrics.probability_of_improvement(x, y))
+    by_dataset = [scores for pair in zip(x.T, y.T) for scores in pair]
+    assert report.improvement(*by_dataset) == pytest.approx(report.metrics.probability_of_improvement(x, y))
+
+
+def test_improvement_and_its_interval_count_every_run():
+    better, worse = [1.0, 2.0, 3.0, 4.0, 9.0], [2.0, 5.0]  # wins 0 of 2, half, 1, 1, 2
+    runs = {("a", "SAQ-BC"): better, ("a", "BC"): worse, ("b", "SAQ-BC"): [1.0, 1.0], ("b", "BC"): [0.0, 0.0, 0.0]}
+    cells = {cell: [type("R", (), {"score": score}) for score in scores] for cell, scores in runs.items()}
+    row = report.statistic(cells, 2000, "SAQ-BC", "BC")
+    assert (row["value"], row["seeds"], row["trimmed"]) == (pytest.approx((4.5 / 10 + 1) / 2), 2, False)
+    rng = np.random.default_rng(0)
+    picked = [rng.choice(better, 5)[:, None] - rng.choice(worse, 2) for _ in range(2000)]
+    expected = np.percentile([(np.sign(part).mean() / 2 + 1.5) / 2 for part in picked], [2.5, 97.5])
+    assert (row["low"], row["high"]) == pytest.approx(expected, abs=0.06)  # 0.025 is a step
 
 
 def test_bootstrap_interval_is_that_of_plain_resampling():
