@@ -51,6 +51,7 @@ class Args(NamedTuple):
     # way of acting to show: the run's own --acting, one for all, or the best of each algorithm over --select
     acting: Literal["asked", "mean", "greedy", "sampled", "softmax", "best"] = "asked"
     select: Literal["block", "all"] = "block"  # datasets that share one setting and one best way of acting
+    datasets: tuple[str, ...] = ()  # only those whose name contains one of these words
     resamples: int = 5000  # bootstrap resamples of an interval
 
 
@@ -592,7 +593,10 @@ def plot_summary(made: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(args: Args) -> None:
-    runs = load(args.folders, args.acting)
+    runs, wanted = load(args.folders, args.acting), args.datasets
+    runs = [run for run in runs if not wanted or any(word in run.dataset for word in wanted)]
+    if not runs:
+        fail(f"--datasets {' '.join(wanted)}: no run is of such a dataset")
     settings = choose(runs, args.select, args.acting)
     words = {id(run): setting.words for setting in settings for run in setting.runs}
     shown = sorted((run for setting in settings if setting.shown for run in setting.runs), key=lambda run: run.row)

@@ -168,6 +168,15 @@ def test_bootstrap_interval_is_that_of_plain_resampling():
     assert (row["low"], row["high"]) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1.5)
 
 
+def test_datasets_can_be_chosen(many, tmp_path, capsys):
+    cells, statistics, _ = make_report(tmp_path / "out", many[0], datasets=("expert", "door"))
+    assert {dataset for dataset, _ in cells} == {"hopper-expert-v2"}
+    assert {row["datasets"] for row in statistics.values()} == {"1"}
+    with pytest.raises(SystemExit):
+        make_report(tmp_path / "none", many[0], datasets=("door",))
+    assert capsys.readouterr().err == "error: --datasets door: no run is of such a dataset\n"
+
+
 def test_same_runs_same_bytes_and_round_trip(many, tmp_path):
     folder, _ = many
     make_report(tmp_path / "a", folder, figures=True)
