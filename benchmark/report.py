@@ -349,7 +349,7 @@ def statistic(cells: Cells, resamples: int, algorithm: str, over: str = "") -> d
         "over": over,
         "datasets": len(datasets),
         "all_datasets": len(datasets) == len(everywhere),
-        "seeds": min(counts, default=0),
+        "seeds": min(counts),
         "trimmed": not over and min(counts) < max(counts),
         **dict.fromkeys(("value", "low", "high")),
     }
