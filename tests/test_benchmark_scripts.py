@@ -371,7 +371,7 @@ def test_the_other_scripts_commands_parse_and_their_steps_can_be_set(tmp_path):
         env = os.environ | steps | {"DATASETS_DIR": str(tmp_path)}
         commands = subprocess.run([path], env=env, capture_output=True, text=True, check=True).stdout.splitlines()
         assert len(set(commands)) == len(commands) == count
-        for command in commands[::5]:  # of every algorithm and quantizer; a parse takes a sixth of a second
+        for command in commands[:: 5 if count > 100 else 1]:  # a parse takes a sixth of a second
             args = args_of(command.split())
             assert args.total_steps in (8, 9, 17) and args.seed == 4
             assert getattr(args, "vqvae_path", None) or getattr(args, "vqvae_steps", 7) == 7
