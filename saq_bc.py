@@ -1,7 +1,7 @@
 """SAQ-BC: the behavior policy over the codes of a state-conditioned action VQ-VAE.
 
-    code        c = encode(s, a), looked up: computed once per transition
-    loss        mean -log pi_b(c|s)
+    codes       p = soft_codes(s, a), computed once per transition: codes near e(s, a) share the probability
+    loss        mean -sum_k p_k log pi_b(k|s)
     action      decode(s, argmax_k pi_b(k|s)), the most probable code's
 
 A categorical policy over K codes can have many modes, which a Gaussian over actions averages into one. It is the
@@ -63,7 +63,8 @@ class Method(NamedTuple):
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for the behavior policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
-    layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
+    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
+    soft_codes: bool = True  # learn on probabilities of the codes near e(s, a) (the paper: on the nearest code)
     restart_every: Annotated[int, (0, np.inf)] = 500  # steps between restarts of unused codes; 0: never (the paper)
     ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
     acting: Literal["mean", "greedy", "sampled"] = "greedy"  # decode the policy's mean, most probable code, or a sample
@@ -92,7 +93,7 @@ def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: boo
 
 
 def behavior_loss(behavior: nn.Module, batch: Batch) -> Batch:
-    """Cross-entropy of the behavior policy, in nats, on `codes` (B,) int64 at `observations` (B, observation_dim)."""
+    """Cross-entropy, in nats, on `codes`, (B,) int64 or probabilities (B, K), at `observations` (B, .)."""
     return {"loss": F.cross_entropy(behavior(batch["observations"]), batch["codes"])}
 
 
@@ -277,13 +278,14 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
+    observations, actions = data["observations"], data["actions"]
+    sizes = args.codebook_size, args.hidden_dim, args.layer_norm
     steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
     vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
         vqvae.load_weights(args.vqvae_path)
-    behavior = mlp(vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm).to(device)
+    behavior = mlp(vqvae.standardize, *sizes).to(device)
     vqvae_learner, behavior_acting = copy.deepcopy(vqvae), copy.deepcopy(behavior)
     vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)
     behavior_adam = torch.optim.AdamW(
@@ -304,7 +306,7 @@ if __name__ == "__main__":
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
-    codes = vqvae.encode(observations, actions)
+    codes = (vqvae.soft_codes if args.soft_codes else vqvae.encode)(observations, actions)
 
     # The behavior policy over codes.
     transitions = {"observations": observations, "codes": codes}

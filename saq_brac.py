@@ -1,9 +1,9 @@
 """SAQ-BRAC: behavior-regularized Q-learning, in closed form, on the codes of a state-conditioned action VQ-VAE.
 
-    code        c = encode(s, a), looked up: computed once per transition
-    behavior    mean -log pi_b(c|s)
+    codes       p = soft_codes(s, a), computed once per transition: codes near e(s, a) share the probability
+    behavior    mean -sum_k p_k log pi_b(k|s)
     target      y = R + gamma^n (1 - terminal) alpha logsumexp_k (Q_target(s', k) / alpha + log pi_b(k|s'))
-    loss        mean (Q(s, c) - y)^2,  Q_target a Polyak average of Q,  R = sum_{i<n} gamma^i r_i,  s' after n steps
+    loss        mean sum_k p_k (Q(s, k) - y)^2,  Q_target follows Q,  R = sum_{i<n} gamma^i r_i,  s' after n steps
     policy      pi(k|s) = softmax_k (Q(s, k) / alpha + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
 BRAC's policy maximizes E_pi[Q] - alpha KL(pi || pi_b), and its value penalty charges the same KL in the backup. Over K
@@ -68,7 +68,8 @@ class Method(NamedTuple):
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
-    layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
+    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
+    soft_codes: bool = True  # learn on probabilities of the codes near e(s, a) (the paper: on the nearest code)
     restart_every: Annotated[int, (0, np.inf)] = 500  # steps between restarts of unused codes; 0: never (the paper)
     ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
     gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
@@ -111,16 +112,18 @@ def brac_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float) -> 
 
     Args:
         q, q_target: map observations to values (B, K) of the codes.
-        batch: `observations`, `next_observations` (B, observation_dim); `codes` (B,) int64; `returns`,
-            `discounts` (B,); `next_log_pi_b` (B, K)
+        batch: `observations`, `next_observations` (B, observation_dim); `returns`, `discounts` (B,); `codes` (B,) int64
+            or their probabilities (B, K); `next_log_pi_b` (B, K)
 
     Returns `loss` to minimize and `q_values`, the mean Q of the codes, scalars.
     """
     with torch.no_grad():
         logits = policy_logits(q_target(batch["next_observations"]), batch["next_log_pi_b"], alpha)
         targets = batch["returns"] + batch["discounts"] * alpha * torch.logsumexp(logits, 1)
-    taken = q(batch["observations"]).gather(1, batch["codes"][:, None]).squeeze(1)
-    return {"loss": F.mse_loss(taken, targets), "q_values": taken.detach().mean()}
+    values = q(batch["observations"])
+    p = batch["codes"] if batch["codes"].ndim == 2 else F.one_hot(batch["codes"], values.shape[1])
+    loss = (p * (values - targets[:, None]).square()).sum(1).mean()
+    return {"loss": loss, "q_values": (p * values.detach()).sum(1).mean()}
 
 
 def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -320,14 +323,14 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
+    observations, actions = data["observations"], data["actions"]
+    sizes = args.codebook_size, args.hidden_dim, args.layer_norm
     steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
     vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
         vqvae.load_weights(args.vqvae_path)
-    network = partial(mlp, vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm)
-    behavior, q = network().to(device), network().to(device)
+    behavior, q = (mlp(vqvae.standardize, *sizes).to(device) for _ in range(2))
     vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)
@@ -348,7 +351,7 @@ if __name__ == "__main__":
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
-    codes = vqvae.encode(observations, actions)
+    codes = (vqvae.soft_codes if args.soft_codes else vqvae.encode)(observations, actions)
 
     # The behavior policy over codes.
     @gradient_step(behavior_adam, generator, len(codes), args.batch_size, args.compile)

@@ -1,12 +1,12 @@
 """SAQ-CQL: conservative Q-learning on the codes of a state-conditioned action VQ-VAE.
 
-    code        c = encode(s, a), looked up: computed once per transition
-    behavior    mean -log pi_b(c|s)
+    codes       p = soft_codes(s, a), computed once per transition: codes near e(s, a) share the probability
+    behavior    mean -sum_k p_k log pi_b(k|s)
     target      y = R + gamma^n (1 - terminal) sum_k pi_target(k|s') Q_target(s', k),  R and s' of n steps
-    loss        mean (Q(s, c) - y)^2 - alpha mean log pi(c|s)
+    loss        mean sum_k p_k (Q(s, k) - y)^2 - alpha mean sum_k p_k log pi(k|s)
     policy      pi(k|s) = softmax_k (Q(s, k) + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
-Up to a constant, -log pi(c|s) is CQL's regularizer logsumexp_k (Q(s, k) + log rho(k|s)) - Q(s, c) with rho = pi_b: a
+Up to a constant, -log pi(k|s) is CQL's regularizer logsumexp_i (Q(s, i) + log rho(i|s)) - Q(s, k) with rho = pi_b: a
 sum of K terms, where continuous CQL samples actions. With the paper's uniform rho (--bc-steps 0) Q also has to imitate.
 
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4
@@ -67,7 +67,8 @@ class Method(NamedTuple):
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
-    layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
+    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
+    soft_codes: bool = True  # learn on probabilities of the codes near e(s, a) (the paper: on the nearest code)
     restart_every: Annotated[int, (0, np.inf)] = 500  # steps between restarts of unused codes; 0: never (the paper)
     ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
     gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
@@ -106,13 +107,13 @@ def cql_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float, back
 
     Args:
         q, q_target: map observations to values (B, K) of the codes.
-        batch: `observations`, `next_observations` (B, observation_dim); `codes` (B,) int64; `returns`, `discounts`
-            (B,); `log_pi_b`, `next_log_pi_b` (B, K)
+        batch: `observations`, `next_observations` (B, observation_dim); `returns`, `discounts` (B,); `codes` (B,) int64
+            or their probabilities (B, K); `log_pi_b`, `next_log_pi_b` (B, K)
         backup: `expected` value of s' under Q_target's policy, or `greedy` double Q-learning (van Hasselt et al., 2016)
 
     Returns `loss` to minimize, its parts `td_loss` and `cross_entropy`, and `q_values`, the mean Q of the codes.
     """
-    following, codes = batch["next_observations"], batch["codes"]
+    following = batch["next_observations"]
     with torch.no_grad():
         next_values = q_target(following)
         next_value = ((next_values + batch["next_log_pi_b"]).softmax(1) * next_values).sum(1)
@@ -120,9 +121,10 @@ def cql_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float, back
             next_value = next_values.gather(1, q(following).argmax(1, keepdim=True)).squeeze(1)
         targets = batch["returns"] + batch["discounts"] * next_value
     values = q(batch["observations"])
-    taken = values.gather(1, codes[:, None]).squeeze(1)
-    td_loss, cross_entropy = F.mse_loss(taken, targets), F.cross_entropy(values + batch["log_pi_b"], codes)
-    parts = {"td_loss": td_loss.detach(), "cross_entropy": cross_entropy.detach(), "q_values": taken.detach().mean()}
+    p = batch["codes"] if batch["codes"].ndim == 2 else F.one_hot(batch["codes"], values.shape[1])
+    td_loss = (p * (values - targets[:, None]).square()).sum(1).mean()
+    cross_entropy, q_values = F.cross_entropy(values + batch["log_pi_b"], batch["codes"]), (p * values).sum(1).mean()
+    parts = {"td_loss": td_loss.detach(), "cross_entropy": cross_entropy.detach(), "q_values": q_values.detach()}
     return {"loss": td_loss + alpha * cross_entropy, **parts}
 
 
@@ -323,16 +325,15 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
+    observations, actions = data["observations"], data["actions"]
+    sizes = args.codebook_size, args.hidden_dim, args.layer_norm
     steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
     vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
     if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
         vqvae.load_weights(args.vqvae_path)
-    network = partial(mlp, vqvae.standardize, args.codebook_size, args.hidden_dim, args.layer_norm)
-    behavior, q = network().to(device), network().to(device)
-    for parameter in behavior[-1].parameters():
-        nn.init.zeros_(parameter)  # pi_b is uniform until it is trained
+    behavior, q = (mlp(vqvae.standardize, *sizes).to(device) for _ in range(2))
+    [nn.init.zeros_(parameter) for parameter in behavior[-1].parameters()]  # pi_b is uniform until it is trained
     vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)
@@ -352,7 +353,7 @@ if __name__ == "__main__":
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
-    codes = vqvae.encode(observations, actions)
+    codes = (vqvae.soft_codes if args.soft_codes else vqvae.encode)(observations, actions)
 
     # The behavior policy over codes.
     @gradient_step(behavior_adam, generator, len(codes), args.batch_size, args.compile)
@@ -381,8 +382,7 @@ if __name__ == "__main__":
 
     @gradient_step(q_adam, generator, len(codes), args.batch_size, args.compile)
     def q_step(rows: torch.Tensor, ema: torch.Tensor, moved: torch.Tensor) -> Batch:
-        batch = {name: column[rows] for name, column in transitions.items()}
-        metrics = cql_loss(q, q_target, batch, args.alpha, args.backup)
+        metrics = cql_loss(q, q_target, {n: column[rows] for n, column in transitions.items()}, args.alpha, args.backup)
         minimize(metrics["loss"], q_adam)
         follow(q_target, q, moved)
         follow(q_acting, q, ema)

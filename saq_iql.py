@@ -1,9 +1,9 @@
 """SAQ-IQL: implicit Q-learning on the codes of a state-conditioned action VQ-VAE, with its exact policy.
 
-    code        c = encode(s, a), looked up: computed once per transition
-    behavior    mean -log pi_b(c|s)
-    V           mean |expectile - 1(u < 0)| u^2,  u = Q_target(s, c) - V(s),  Q_target a Polyak average of Q
-    Q           mean (Q(s, c) - R - gamma^n (1 - terminal) V(s'))^2,  R = sum_{i<n} gamma^i r_i,  s' after n steps
+    codes       p = soft_codes(s, a), computed once per transition: codes near e(s, a) share the probability
+    behavior    mean -sum_k p_k log pi_b(k|s)
+    V           mean sum_k p_k |expectile - 1(u_k < 0)| u_k^2,  u_k = Q_target(s, k) - V(s),  Q_target follows Q
+    Q           mean sum_k p_k (Q(s, k) - y)^2,  y = sum_{i<n} gamma^i r_i + gamma^n (1 - terminal) V(s'),  n steps on
     policy      pi(k|s) = softmax_k (Q(s, k) / temperature + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
 Over K codes the policy is a softmax: there is no actor to fit, and the temperature can be chosen after training.
@@ -66,7 +66,8 @@ class Method(NamedTuple):
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
     weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
-    layer_norm: bool = True  # normalize the hidden layers of every network but the VQ-VAE (the paper: no)
+    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
+    soft_codes: bool = True  # learn on probabilities of the codes near e(s, a) (the paper: on the nearest code)
     restart_every: Annotated[int, (0, np.inf)] = 500  # steps between restarts of unused codes; 0: never (the paper)
     ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
     gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
@@ -106,19 +107,20 @@ def iql_loss(q: nn.Module, q_target: nn.Module, v: nn.Module, batch: Batch, expe
 
     Args:
         q, q_target, v: map observations to values (B, K) of the codes, v to values (B, 1) of the states.
-        batch: `observations`, `next_observations` (B, observation_dim); `codes` (B,) int64; `returns`, `discounts` (B,)
+        batch: `observations`, `next_observations` (B, observation_dim); `returns`, `discounts` (B,); `codes` (B,) int64
+            or their probabilities (B, K)
 
     Returns `loss` to minimize, its parts `v_loss` and `q_loss`, and `q_values`, the mean Q of the codes, scalars.
     """
-    codes = batch["codes"][:, None]
     with torch.no_grad():
         targets = batch["returns"] + batch["discounts"] * v(batch["next_observations"]).squeeze(1)
-        target_taken = q_target(batch["observations"]).gather(1, codes).squeeze(1)
-    u = target_taken - v(batch["observations"]).squeeze(1)
-    taken = q(batch["observations"]).gather(1, codes).squeeze(1)
-    v_loss = (torch.where(u < 0, 1.0 - expectile, expectile) * u.square()).mean()
-    q_loss = F.mse_loss(taken, targets)
-    parts = {"v_loss": v_loss.detach(), "q_loss": q_loss.detach(), "q_values": taken.detach().mean()}
+        target_values = q_target(batch["observations"])
+    values, u = q(batch["observations"]), target_values - v(batch["observations"])
+    p = batch["codes"] if batch["codes"].ndim == 2 else F.one_hot(batch["codes"], values.shape[1])
+    v_loss = (p * torch.where(u < 0, 1.0 - expectile, expectile) * u.square()).sum(1).mean()
+    q_loss = (p * (values - targets[:, None]).square()).sum(1).mean()
+    q_values = (p * values.detach()).sum(1).mean()
+    parts = {"v_loss": v_loss.detach(), "q_loss": q_loss.detach(), "q_values": q_values}
     return {"loss": v_loss + q_loss, **parts}
 
 
@@ -324,7 +326,8 @@ if __name__ == "__main__":
     generator = torch.Generator(device).manual_seed(args.seed)
     data, task = load_task(args)
     data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    observations, actions, sizes = data["observations"], data["actions"], (args.codebook_size, args.hidden_dim)
+    observations, actions = data["observations"], data["actions"]
+    sizes = args.codebook_size, args.hidden_dim, args.layer_norm
     steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
     vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
@@ -353,7 +356,7 @@ if __name__ == "__main__":
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
-    codes = vqvae.encode(observations, actions)
+    codes = (vqvae.soft_codes if args.soft_codes else vqvae.encode)(observations, actions)
 
     # The behavior policy over codes.
     @gradient_step(behavior_adam, generator, len(codes), args.batch_size, args.compile)

@@ -9,8 +9,6 @@
 Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4.1
 van den Oord et al., *Neural Discrete Representation Learning*, NeurIPS 2017, equation 3
 
-With it, any offline RL algorithm for discrete actions runs on continuous ones. This file needs only torch.
-
     vqvae = VQVAE.for_data(observations, actions)      # (N, observation_dim), (N, action_dim) float32
     train_vqvae(vqvae, observations, actions, steps=20_000)
     codes = vqvae.encode(observations, actions)        # (N,) int64, once; then learn on them
@@ -57,24 +55,26 @@ class Standardize(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Encoder, codebook and decoder, with the observation normalizer inside.
+    """Encoder, decoder and a codebook of K = codebook_size vectors of embedding_dim, with the observation normalizer.
 
     Args:
-        codebook_size, embedding_dim, hidden_dim: K, the number of codes; their dimension; width of the hidden layers.
+        hidden_dim, layer_norm: width of the hidden layers; whether to normalize them (the paper: no).
     """
 
-    def __init__(self, observation_dim, action_dim, codebook_size=64, embedding_dim=128, hidden_dim=512):
+    def __init__(
+        self, observation_dim, action_dim, codebook_size=64, embedding_dim=128, hidden_dim=512, layer_norm=True
+    ):
         super().__init__()
         self.config = {"observation_dim": observation_dim, "action_dim": action_dim, "codebook_size": codebook_size}
-        self.config |= {"embedding_dim": embedding_dim, "hidden_dim": hidden_dim}
+        self.config |= {"embedding_dim": embedding_dim, "hidden_dim": hidden_dim, "layer_norm": layer_norm}
         self.standardize = Standardize(torch.zeros(observation_dim), torch.ones(observation_dim))
-        self.encoder = self._mlp(observation_dim + action_dim, hidden_dim, embedding_dim)
-        self.decoder = self._mlp(observation_dim + embedding_dim, hidden_dim, action_dim)
+        self.encoder = self._mlp(observation_dim + action_dim, hidden_dim, embedding_dim, layer_norm)
+        self.decoder = self._mlp(observation_dim + embedding_dim, hidden_dim, action_dim, layer_norm)
         bound = math.sqrt(3.0 / codebook_size)
         self.codebook = nn.Parameter(torch.empty(codebook_size, embedding_dim).uniform_(-bound, bound))
 
     @staticmethod
-    def _mlp(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
+    def _mlp(input_dim: int, hidden_dim: int, output_dim: int, layer_norm: bool) -> nn.Sequential:
         dims = (input_dim, hidden_dim, hidden_dim, output_dim)
         layers = [nn.Linear(*pair) for pair in itertools.pairwise(dims)]
         for layer in layers[:-1]:  # lecun-normal: a normal of variance 1/fan_in, cut at two deviations
@@ -82,14 +82,15 @@ class VQVAE(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
         bound = math.sqrt(3.0 * 1e-2 / hidden_dim)
         nn.init.uniform_(layers[-1].weight, -bound, bound)
-        for layer in layers:
-            nn.init.zeros_(layer.bias)
-        return nn.Sequential(layers[0], nn.ReLU(inplace=True), layers[1], nn.ReLU(inplace=True), layers[2])
+        [nn.init.zeros_(layer.bias) for layer in layers]
+        hidden = [[layer, *[nn.LayerNorm(hidden_dim)] * layer_norm, nn.ReLU(inplace=True)] for layer in layers[:-1]]
+        return nn.Sequential(*hidden[0], *hidden[1], layers[-1])
 
     @classmethod
-    def for_data(cls, observations, actions, codebook_size=64, hidden_dim=512, standardize=True) -> "VQVAE":
+    def for_data(cls, observations, actions, codebook_size=64, hidden_dim=512, layer_norm=True, standardize=True):
         """A VQ-VAE for (N, .) observations and actions, on their device, with a normalizer or (the paper) without."""
-        model = cls(observations.shape[1], actions.shape[1], codebook_size=codebook_size, hidden_dim=hidden_dim)
+        sizes = {"codebook_size": codebook_size, "hidden_dim": hidden_dim, "layer_norm": layer_norm}
+        model = cls(observations.shape[1], actions.shape[1], **sizes)
         model.standardize = Standardize.for_data(observations, standardize)
         return model.to(actions.device)
 
@@ -110,11 +111,9 @@ class VQVAE(nn.Module):
         z = self.encoder(torch.cat([observations, actions], 1))
         z_q = F.embedding(self.nearest(z), self.codebook)
         commitment = F.mse_loss(z, z_q.detach())
-        codebook_loss = F.mse_loss(z_q, z.detach())
-        straight_through = z + (z_q - z).detach()
-        decoded = self.decoder(torch.cat([observations, straight_through], 1))
+        decoded = self.decoder(torch.cat([observations, z + (z_q - z).detach()], 1))  # straight-through
         reconstruction = (decoded - actions).square().sum(1).mean()
-        loss = reconstruction + commitment + codebook_loss
+        loss = reconstruction + commitment + F.mse_loss(z_q, z.detach())
         return {"loss": loss, "reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
 
     @torch.no_grad()
@@ -127,6 +126,13 @@ class VQVAE(nn.Module):
         """Codes (N,) int64 in 0..K-1 of observations (N, observation_dim) and actions (N, action_dim)."""
         chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
         return torch.cat([self.nearest(self.embed(o, a)) for o, a in chunks])
+
+    @torch.no_grad()
+    def soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Probabilities (N, K), softmax_k(-|z - codebook_k|^2 / mean |z - z_q|^2) (Roy et al., arXiv 1805.11063)."""
+        chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
+        squared = torch.cat([torch.cdist(self.embed(o, a), self.codebook).square() for o, a in chunks])
+        return (-squared / squared.amin(1).mean().clamp_min(1e-12)).softmax(1)
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -151,13 +157,12 @@ class VQVAE(nn.Module):
         return self.decode(observations, codes)
 
     def evaluate(self, observations, actions, logits: torch.Tensor | None = None) -> dict[str, float]:
-        """How well codes stand for actions: over (N, .) observations and actions,
+        """How well codes stand for the actions, and logits (N, K), if given, for the codes of (N, .) observations.
 
         Returns:
             `reconstruction_error`, squared error summed over action dimensions, mean over N; `action_variance`, the
             error of the best constant action, in the same unit; `codes_used`, how many of the K codes occur;
-            `perplexity`, exp of the entropy of the codes' frequencies (1 to K); with a policy's logits (N, K) also its
-            `cross_entropy` on the codes, in nats.
+            `perplexity`, exp of the entropy of the codes' frequencies (1 to K); with logits `cross_entropy`, in nats.
         """
         codes = self.encode(observations, actions)
         frequency = torch.bincount(codes, minlength=len(self.codebook)) / len(codes)
@@ -177,7 +182,7 @@ class VQVAE(nn.Module):
         """Read what `save` wrote. Raises OSError if the file is missing or holds no VQ-VAE."""
         try:
             checkpoint = read_file(path)
-            model = cls(**checkpoint["config"])
+            model = cls(**{"layer_norm": False} | checkpoint["config"])  # which older files do not name
             model.load_state_dict(checkpoint["weights"])
         except Exception as error:  # a damaged file fails in many ways
             raise OSError(f"{path} is not a VQ-VAE saved by this project ({error!r:.200})") from error
@@ -256,17 +261,15 @@ def gradient_step(
 ) -> Callable[[Step], Step]:
     """Decorator of a whole gradient step: of `step(rows, *drawn, *weights)` it makes `step(*weights)`, which draws.
 
-    On a GPU, where kernels of a few microseconds would wait for Python, call 3 records them as a CUDA graph, and calls
-    replay it: between calls only tensors may change, and only in place, and a call overwrites what the last returned.
-    There and with `compile`, numbers such as the learning rate must stay as they are.
+    Weights are numbers such as `ema_weight`, and scalar tensors inside. On a GPU, where kernels would wait for Python,
+    call 3 records them as a CUDA graph, and calls replay it: between calls only tensors may change, and only in place,
+    and a call overwrites what the last returned. There and with `compile`, numbers such as the learning rate are fixed.
 
     Args:
         optimizer, generator: what the step gives to `minimize`; what draws, on the device of all tensors.
         rows, batch_size: the step's rows are (batch_size,) int64, uniform from 0 to rows - 1.
         compile: compile the whole step with torch.compile.
         draws: functions that draw from `generator` what else is random in the step, such as noise.
-
-    The weights are numbers of the caller, such as `ema_weight`; the step gets them as scalar tensors.
     """
 
     def decorate(step: Step) -> Step:
@@ -348,21 +351,19 @@ def train_vqvae(
     restart_every: int = 500,
     ema_decay: float = 0.9995,
     compile: bool = False,
-    on_step: Callable[[dict[str, torch.Tensor]], None] | None = None,
+    on_step: Callable[[dict[str, torch.Tensor]], None] = lambda metrics: None,
 ) -> None:
     """Train `model` on the rows of a dataset: a copy takes the gradient steps, `model` is the average of its weights.
 
     Args:
         observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
         steps: number of gradient steps, or an iterable of step numbers (1, 2, ... or, to resume, from a later one on).
-        batch_size: rows per gradient step.
         learner, optimizer: the copy that takes the steps, and its Adam, whose learning rate stays as it is; or none of
             them: then Adam at 3e-3.
         generator: draws the rows, on the model's device; left out, one of seed 0.
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
         ema_decay: decay of the average, at most (see `ema_weight`); 0: the last weights (the paper).
-        compile: compile the gradient step with torch.compile.
         on_step: called after every step with its metrics, as `VQVAE.loss` returns them, every 500 steps also those of
             `VQVAE.evaluate` on some rows; on a GPU the next step overwrites them.
     """
@@ -388,5 +389,4 @@ def train_vqvae(
         metrics = vqvae_step(ema_weight(ema_decay, step))
         if step % 500 == 0:
             metrics = metrics | model.evaluate(observations[::every], actions[::every])
-        if on_step:
-            on_step(metrics)
+        on_step(metrics)

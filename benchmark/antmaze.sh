@@ -24,7 +24,7 @@ list_jobs() {
         for family in saq aquadem; do
             script=saq_ALGORITHM.py
             [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
-            flags="$common --restart-every 0 --weight-decay 1e-3"
+            flags="$common --no-soft-codes --restart-every 0 --weight-decay 1e-3"
             echo "$at/${family}_bc,codebook-size=64/$seed python ${script/ALGORITHM/bc} $flags" \
                 "--codebook-size 64 --vqvae-steps $VQVAE_STEPS --acting sampled"
             flags+=" --gamma 0.99 --n-step 1"

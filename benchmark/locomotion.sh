@@ -24,7 +24,7 @@ list_jobs() {
         for family in saq aquadem; do
             script=saq_ALGORITHM.py
             [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
-            flags="$common --restart-every 0 --weight-decay 1e-3"
+            flags="$common --no-soft-codes --restart-every 0 --weight-decay 1e-3"
             for size in 32 64 128; do
                 echo "$at/${family}_bc,codebook-size=$size/$seed python ${script/ALGORITHM/bc} $flags" \
                     "--codebook-size $size --vqvae-steps $VQVAE_STEPS --acting sampled"

@@ -46,8 +46,8 @@ class ActionOnly(VQVAE):
     def __init__(self, observation_dim: int, action_dim: int, **settings):
         super().__init__(observation_dim, action_dim, **settings)
         dims = [self.config[name] for name in ("action_dim", "hidden_dim", "embedding_dim")]
-        self.encoder = nn.Sequential(Without(observation_dim), *self._mlp(*dims))
-        self.decoder = nn.Sequential(Without(observation_dim), *self._mlp(*reversed(dims)))
+        self.encoder = nn.Sequential(Without(observation_dim), *self._mlp(*dims, self.config["layer_norm"]))
+        self.decoder = nn.Sequential(Without(observation_dim), *self._mlp(*reversed(dims), self.config["layer_norm"]))
 
 
 class Uniform(VQVAE):
@@ -84,6 +84,10 @@ class Uniform(VQVAE):
         index = ((actions - self.low) / self.width.clamp_min(tiny)).clamp_min(0).minimum(self.bins - 1).long()
         cells_per_bin = self.bins.flip(0).cumprod(0).flip(0) // self.bins
         return (index * cells_per_bin).sum(1)
+
+    def soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Probabilities (N, K) of codes: 1 for the cell of the action."""
+        return nn.functional.one_hot(self.encode(observations, actions), len(self.codebook)).float()
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

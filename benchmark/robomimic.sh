@@ -19,7 +19,7 @@ list_jobs() {
         common+=" --hidden-dim 512 --learning-rate 3e-4 --no-standardize --no-layer-norm --ema-decay 0"
 
         # Not released; the sweeps of the authors' adroit (IQL) and kitchen (CQL) scripts.
-        flags="$common --restart-every 0 --weight-decay 1e-3"
+        flags="$common --no-soft-codes --restart-every 0 --weight-decay 1e-3"
         echo "$at/saq_bc,codebook-size=64/$seed python saq_bc.py $flags" \
             "--codebook-size 64 --vqvae-steps $VQVAE_STEPS --acting sampled"
         flags+=" --value-scale 0 --gamma 0.99 --n-step 1"

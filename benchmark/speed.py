@@ -34,7 +34,7 @@ class Args(NamedTuple):
     steps: int = 200  # to time, after 20 to warm up; on a GPU ten times as many
     observation_dim: int = 28  # number of observation dimensions (demo dataset: 28)
     action_dim: int = 4  # number of action dimensions (demo dataset: 4)
-    layer_norm: bool = True  # normalize the hidden layers of Q and V, as the algorithm files do by default
+    layer_norm: bool = True  # normalize the hidden layers, as the algorithm files do by default
     compile: bool = False  # compile the steps
 
 
@@ -93,12 +93,12 @@ def main(args: Args) -> None:
     obs, act, hidden, codes = args.observation_dim, args.action_dim, args.hidden_dim, 64
     rows = 20_000
     observations, actions = torch.randn(rows, obs), torch.rand(rows, act) * 2 - 1
-    behavior_data = {"observations": observations, "codes": torch.randint(codes, (rows,))}
+    log_pi_b = torch.randn(rows, codes).log_softmax(1)
+    behavior_data = {"observations": observations, "codes": torch.randn(rows, codes).softmax(1)}
     transitions = behavior_data | {"returns": torch.randn(rows), "discounts": torch.full((rows,), 0.99)}
     transitions["next_observations"] = observations.roll(-1, 0)
-    log_pi_b = torch.randn(rows, codes).log_softmax(1)
     tables = transitions | {"log_pi_b": log_pi_b, "next_log_pi_b": log_pi_b.roll(-1, 0)}
-    vqvae = VQVAE(obs, act, codebook_size=codes, hidden_dim=hidden)
+    vqvae = VQVAE(obs, act, codebook_size=codes, hidden_dim=hidden, layer_norm=args.layer_norm)
 
     def train(loss, networks: list[torch.nn.Module], averages: list[torch.nn.Module], data, *settings) -> Callable:
         """Steps of loss(*networks, a batch of data, *settings), after which averages follow the first network."""

@@ -29,6 +29,7 @@ LABELS = {  # of changes in the figure
     "standardize=false": "raw observations",
     "restart_every=0": "no restarts of unused codes",
     "layer_norm=false": "no layer normalization",
+    "soft_codes=false": "the nearest code, not probabilities",
     "ema_decay=0.0": "last weights, no average",
     "value_scale=0.0": "reward scaling off",
     "gamma=0.99": "discount 0.99",

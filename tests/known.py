@@ -21,6 +21,18 @@ def batch(codes: int = 6, rows: int = 32) -> dict[str, torch.Tensor]:
     }
 
 
+def check_probabilities(loss, data: dict[str, torch.Tensor], codes: int = 6) -> None:
+    """What `loss(batch)` gives on probabilities of codes is the mean of what it gives on codes drawn from them."""
+    p = torch.randn(len(data["returns"]), codes).softmax(1)
+    expected = dict.fromkeys(whole := loss(data | {"codes": p}), 0.0)
+    for i, row in enumerate(p):
+        for code, chance in enumerate(row):
+            alone = loss({name: column[i : i + 1] for name, column in data.items()} | {"codes": torch.tensor([code])})
+            expected = {name: value + chance * alone[name].detach() / len(p) for name, value in expected.items()}
+    for name, value in whole.items():
+        torch.testing.assert_close(value.detach(), expected[name], rtol=1e-4, atol=1e-5)
+
+
 class Corridor:
     """Four states and a continuous action: it moves right where |a - best(s)| < 0.4, else it stays; every step costs.
 

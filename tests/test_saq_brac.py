@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from known import batch
+from known import batch, check_probabilities
 from scipy.optimize import minimize
 
 from saq_brac import brac_loss, follow, mlp, policy_logits
@@ -23,6 +23,11 @@ def soft_value(q: torch.Tensor, log_behavior: torch.Tensor, alpha: float) -> tor
         loss = brac_loss(lambda _: torch.full((1, 1), 1e3).double(), lambda _, row=row: row, data, alpha)["loss"]
         values.append(1e3 - loss.sqrt())
     return torch.stack(values)
+
+
+def test_a_loss_on_probabilities_is_its_mean_over_the_codes_drawn_from_them():
+    (q, q_target), data = networks(), batch() | {"next_log_pi_b": torch.randn(32, 6).log_softmax(1)}
+    check_probabilities(lambda data: brac_loss(q, q_target, data, 3.0), data)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from known import batch
+from known import batch, check_probabilities
 
 from saq_cql import cql_loss, mlp, n_step_returns
 from vqvae import VQVAE
@@ -45,6 +45,11 @@ def test_cql_loss_is_the_equation(backup):
     assert metrics["td_loss"].item() == pytest.approx(np.mean(td), rel=1e-4)
     assert metrics["cross_entropy"].item() == pytest.approx(np.mean(cross_entropy), rel=1e-4)
     assert metrics["loss"].item() == pytest.approx(np.mean(td) + 2.5 * np.mean(cross_entropy), rel=1e-4)
+
+
+def test_a_loss_on_probabilities_is_its_mean_over_the_codes_drawn_from_them():
+    (q, q_target), data = networks(), with_behavior(batch())
+    check_probabilities(lambda data: cql_loss(q, q_target, data, 2.5, "expected"), data)
 
 
 def test_without_a_behavior_policy_it_is_the_papers_regularizer():

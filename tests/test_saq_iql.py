@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from known import batch
+from known import batch, check_probabilities
 from scipy.optimize import brentq
 
 from saq_iql import follow, iql_loss, mlp, policy_logits
@@ -41,6 +41,11 @@ def test_the_loss_of_v_is_least_at_the_expectile(expectile):
 
 def test_the_loss_of_v_weighs_the_two_sides():
     assert v_loss(torch.tensor([2.0, -3.0]), 0.0, 0.8)["v_loss"].item() == pytest.approx((0.8 * 4 + 0.2 * 9) / 2)
+
+
+def test_a_loss_on_probabilities_is_its_mean_over_the_codes_drawn_from_them():
+    (q, q_target, v), data = networks(6, 6, 1), batch()
+    check_probabilities(lambda data: iql_loss(q, q_target, v, data, 0.7), data)
 
 
 def test_iql_loss_is_the_equations():

@@ -302,6 +302,7 @@ def test_the_papers_recipe_and_every_other_option_run(tmp_path, algorithm):
         "--weight-decay=1e-4",
         "--batch-size=32",
         "--no-layer-norm",
+        "--no-soft-codes",
         "--learning-rate=3e-4",
         f"--acting={'greedy' if algorithm == 'saq_cql' else 'sampled'}",
     ]

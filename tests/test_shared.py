@@ -94,7 +94,7 @@ def test_what_the_stories_repeat_is_identical(algorithm):
     """Machine, steps by the data, codebook, behavior policy, and the rule for gamma, n and the scale of rewards."""
     sections = {
         "    device = ": "    data, task",
-        "    steps = min(": "    network = ",
+        "    steps = min(": "load_weights(args.vqvae_path)",
         "    # The codebook": "behavior_step(ema_weight",
         "A horizon h, mean": 'data["next_observations"][last]',
     }

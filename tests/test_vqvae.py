@@ -52,6 +52,43 @@ def test_codes_are_the_nearest_codebook_vectors():
     np.testing.assert_array_equal(codes, brute_force_codes(model, observations, actions))
 
 
+def test_soft_codes_are_the_softmax_of_distances_in_units_of_the_mean_error():
+    model, (observations, actions) = make(), batch(200)
+    z = model.encoder(torch.cat([observations, actions], 1)).detach().double().numpy()
+    book = model.codebook.detach().double().numpy()
+    distances = np.array([[((row - vector) ** 2).sum() for vector in book] for row in z])
+    shares = np.exp(-distances / distances.min(1).mean())
+    soft = model.soft_codes(observations, actions)
+    np.testing.assert_allclose(soft, shares / shares.sum(1, keepdims=True), rtol=1e-3, atol=1e-6)
+    assert torch.equal(soft.argmax(1), model.encode(observations, actions))
+
+
+def test_soft_codes_without_any_error_are_the_codes():
+    model, (observations, actions) = make(), batch(16)
+    with torch.no_grad():
+        model.codebook.copy_(model.embed(observations, actions))
+    torch.testing.assert_close(model.soft_codes(observations, actions), torch.eye(16))
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_hidden_layers_are_normalized_or_not(tmp_path, layer_norm):
+    observations, actions = batch(100)
+    model = VQVAE.for_data(observations, actions, hidden_dim=16, layer_norm=layer_norm)
+    layers = [type(layer).__name__ for layer in model.decoder]
+    norm = ["LayerNorm"] * layer_norm
+    assert layers == ["Linear", *norm, "ReLU", "Linear", *norm, "ReLU", "Linear"]
+    model.save(tmp_path / "vqvae.pt")
+    other = VQVAE.for_data(observations, actions, hidden_dim=16, layer_norm=not layer_norm)
+    with pytest.raises(OSError, match="'layer_norm': "):
+        other.load_weights(tmp_path / "vqvae.pt")
+    if not layer_norm:  # as older versions wrote it
+        content = torch.load(tmp_path / "vqvae.pt", weights_only=True)
+        del content["config"]["layer_norm"]
+        torch.save(content, tmp_path / "vqvae.pt")
+    loaded = VQVAE.load(tmp_path / "vqvae.pt")
+    assert torch.equal(loaded.embed(observations, actions), model.embed(observations, actions))
+
+
 def test_encoding_a_dataset_equals_encoding_its_batches():
     model, (observations, actions) = make(), batch(40_000)
     table = model.encode(observations, actions)
@@ -143,8 +180,8 @@ def test_codes_are_the_most_probable_or_sampled_from_the_softmax():
 def test_initialization_has_the_stated_variances():
     model = VQVAE(200, 100, hidden_dim=512)
     assert model.encoder[0].weight.std().item() == pytest.approx((1 / 300) ** 0.5, rel=0.02)
-    assert model.encoder[2].weight.std().item() == pytest.approx((1 / 512) ** 0.5, rel=0.02)
-    assert model.encoder[4].weight.abs().max().item() == pytest.approx((3e-2 / 512) ** 0.5, rel=0.01)
+    assert model.encoder[3].weight.std().item() == pytest.approx((1 / 512) ** 0.5, rel=0.02)
+    assert model.encoder[6].weight.abs().max().item() == pytest.approx((3e-2 / 512) ** 0.5, rel=0.01)
     assert model.codebook.abs().max().item() == pytest.approx((3 / 64) ** 0.5, rel=0.01)
     assert all((layer.bias == 0).all() for layer in model.decoder if hasattr(layer, "bias"))
 
@@ -308,7 +345,7 @@ def test_a_flipped_byte_of_the_weights_is_found(tmp_path):
     model, path = make(), tmp_path / "vqvae.pt"
     model.save(path)
     content = bytearray(path.read_bytes())
-    place = content.index(model.encoder[2].weight.detach().numpy().tobytes()) + 100
+    place = content.index(model.encoder[3].weight.detach().numpy().tobytes()) + 100
     content[place] ^= 1
     path.write_bytes(content)
     torch.load(path, weights_only=True)  # which does not look

@@ -38,7 +38,9 @@ class Aquadem(VQVAE):
         del self.encoder, self.decoder, self.codebook, self.config["embedding_dim"]
         codes = self.config["codebook_size"]
         self.register_buffer("codebook", torch.empty(codes, 0))  # its length and device are asked for
-        self.network = self._mlp(observation_dim, self.config["hidden_dim"], codes * action_dim)
+        self.network = self._mlp(
+            observation_dim, self.config["hidden_dim"], codes * action_dim, self.config["layer_norm"]
+        )
 
     def candidates(self, observations: torch.Tensor) -> torch.Tensor:
         """psi(s) (B, K, action_dim) of observations (B, observation_dim)."""
@@ -67,6 +69,12 @@ class Aquadem(VQVAE):
         """Codes (N,) int64 in 0..K-1 of observations (N, observation_dim) and actions (N, action_dim)."""
         chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
         return torch.cat([self.squared_errors(o, a).argmin(1) for o, a in chunks])
+
+    @torch.no_grad()
+    def soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Probabilities (N, K) of codes, softmax_k(-|psi_k(s) - a|^2 / T), as the loss weighs their errors."""
+        chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
+        return torch.cat([(-self.squared_errors(o, a) / self.temperature).softmax(1) for o, a in chunks])
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
