@@ -5,7 +5,7 @@
 #   DATASETS_DIR=~/datasets SEEDS="1 2 3 4 5" JOBS=2 bash benchmark/study.sh
 #   python benchmark/study.py runs --out benchmark/results/study
 #
-# SEEDS, ONLY, ...: see docs/benchmark.md. 42 jobs a dataset and seed.
+# SEEDS, ONLY, ...: see docs/benchmark.md. 46 jobs a dataset and seed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source benchmark/datasets.sh
