@@ -3,7 +3,7 @@
     codes       p = soft_codes(s, a), computed once per transition: codes near e(s, a) share the probability
     behavior    mean -sum_k p_k log pi_b(k|s)
     V           mean sum_k p_k |expectile - 1(u_k < 0)| u_k^2,  u_k = Q_target(s, k) - V(s),  Q_target follows Q
-    Q           mean sum_k p_k (Q(s, k) - y)^2,  y = sum_{i<n} gamma^i r_i + gamma^n (1 - terminal) V(s'),  n steps on
+    Q           mean sum_k p_k (Q(s, k) - y)^2,  y = sum_{i<n} gamma^i r_i + gamma^n (1 - terminal) V(s'), s' n later
     policy      pi(k|s) = softmax_k (Q(s, k) / temperature + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
 
 Over K codes the policy is a softmax: there is no actor to fit, and the temperature can be chosen after training.

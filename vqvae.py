@@ -68,13 +68,12 @@ class VQVAE(nn.Module):
         self.config = {"observation_dim": observation_dim, "action_dim": action_dim, "codebook_size": codebook_size}
         self.config |= {"embedding_dim": embedding_dim, "hidden_dim": hidden_dim, "layer_norm": layer_norm}
         self.standardize = Standardize(torch.zeros(observation_dim), torch.ones(observation_dim))
-        self.encoder = self._mlp(observation_dim + action_dim, hidden_dim, embedding_dim, layer_norm)
-        self.decoder = self._mlp(observation_dim + embedding_dim, hidden_dim, action_dim, layer_norm)
+        self.encoder = self._mlp(observation_dim + action_dim, hidden_dim, embedding_dim)
+        self.decoder = self._mlp(observation_dim + embedding_dim, hidden_dim, action_dim)
         bound = math.sqrt(3.0 / codebook_size)
         self.codebook = nn.Parameter(torch.empty(codebook_size, embedding_dim).uniform_(-bound, bound))
 
-    @staticmethod
-    def _mlp(input_dim: int, hidden_dim: int, output_dim: int, layer_norm: bool) -> nn.Sequential:
+    def _mlp(self, input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
         dims = (input_dim, hidden_dim, hidden_dim, output_dim)
         layers = [nn.Linear(*pair) for pair in itertools.pairwise(dims)]
         for layer in layers[:-1]:  # lecun-normal: a normal of variance 1/fan_in, cut at two deviations
@@ -83,8 +82,9 @@ class VQVAE(nn.Module):
         bound = math.sqrt(3.0 * 1e-2 / hidden_dim)
         nn.init.uniform_(layers[-1].weight, -bound, bound)
         [nn.init.zeros_(layer.bias) for layer in layers]
-        hidden = [[layer, *[nn.LayerNorm(hidden_dim)] * layer_norm, nn.ReLU(inplace=True)] for layer in layers[:-1]]
-        return nn.Sequential(*hidden[0], *hidden[1], layers[-1])
+        norms = [[nn.LayerNorm(hidden_dim)] * self.config["layer_norm"] for _ in range(2)]
+        relu = nn.ReLU(inplace=True)
+        return nn.Sequential(layers[0], *norms[0], relu, layers[1], *norms[1], relu, layers[2])
 
     @classmethod
     def for_data(cls, observations, actions, codebook_size=64, hidden_dim=512, layer_norm=True, standardize=True):

@@ -46,8 +46,8 @@ class ActionOnly(VQVAE):
     def __init__(self, observation_dim: int, action_dim: int, **settings):
         super().__init__(observation_dim, action_dim, **settings)
         dims = [self.config[name] for name in ("action_dim", "hidden_dim", "embedding_dim")]
-        self.encoder = nn.Sequential(Without(observation_dim), *self._mlp(*dims, self.config["layer_norm"]))
-        self.decoder = nn.Sequential(Without(observation_dim), *self._mlp(*reversed(dims), self.config["layer_norm"]))
+        self.encoder = nn.Sequential(Without(observation_dim), *self._mlp(*dims))
+        self.decoder = nn.Sequential(Without(observation_dim), *self._mlp(*reversed(dims)))
 
 
 class Uniform(VQVAE):

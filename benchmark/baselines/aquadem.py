@@ -38,9 +38,7 @@ class Aquadem(VQVAE):
         del self.encoder, self.decoder, self.codebook, self.config["embedding_dim"]
         codes = self.config["codebook_size"]
         self.register_buffer("codebook", torch.empty(codes, 0))  # its length and device are asked for
-        self.network = self._mlp(
-            observation_dim, self.config["hidden_dim"], codes * action_dim, self.config["layer_norm"]
-        )
+        self.network = self._mlp(observation_dim, self.config["hidden_dim"], codes * action_dim)
 
     def candidates(self, observations: torch.Tensor) -> torch.Tensor:
         """psi(s) (B, K, action_dim) of observations (B, observation_dim)."""
