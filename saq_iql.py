@@ -94,7 +94,7 @@ class Running(NamedTuple):
     track: bool = False  # also log to Weights & Biases
 
 
-def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: bool = False) -> nn.Sequential:
+def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: bool) -> nn.Sequential:
     """Two hidden layers from observations (B, observation_dim), standardized, to (B, outputs)."""
     layers = [Standardize(standardize.mean, standardize.std)]
     for inputs in (len(standardize.mean), hidden_dim):
@@ -149,12 +149,12 @@ def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, tor
 
 
 def load_task(args):
-    """Load the dataset and its task, the only use of `tasks` in this file. For data of your own, return
+    """Load the dataset and its task, the only use of `tasks` here. For data of your own, set args.env_id and return
 
     data: a dict of arrays, a row a transition in order of time: `observations`, `next_observations` (N, o), `actions`
-        (N, a) in [-1, 1], `rewards`, `terminals` (N,) float32; `ends` (N,) bool, where trajectories end for any reason
+        (N, a) in [-1, 1], `rewards`, `terminals` (N,) float32; `ends` (N,) bool, the last row of every trajectory
     task: an object with `max_episode_steps`, `dataset_scores` (E,), `print_scores(scores)`, and `evaluate(policy,
-        episodes, seed, video)`, of a policy from (B, o) to (B, a): a dict of arrays `returns`, `lengths`, `scores`
+        episodes or None, seed, video)`, which clips actions (B, a) of the policy: arrays `returns`, `lengths`, `scores`
     """
     import tasks
 
@@ -285,7 +285,7 @@ class Run:
         def act(observations):
             if self.interrupted:
                 sys.exit(self.interrupted)
-            return policy(torch.as_tensor(observations, device=generator.device), acting, generator).cpu().numpy()
+            return policy(torch.as_tensor(observations).float().to(generator.device), acting, generator).cpu().numpy()
 
         result = self.task.evaluate(act, episodes, self.args.seed, video)
         if step is not None:
@@ -351,7 +351,7 @@ if __name__ == "__main__":
     # The codebook, and the code of every action, once.
     if not args.vqvae_path:
         settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
-        settings |= dict(learner=vqvae_learner, optimizer=vqvae_adam, generator=generator, on_step=run.metrics.update)
+        settings |= dict(learner=(vqvae_learner, vqvae_adam), generator=generator, on_step=run.metrics.update)
         train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)

@@ -11,18 +11,16 @@ van den Oord et al., *Neural Discrete Representation Learning*, NeurIPS 2017, eq
 
     vqvae = VQVAE.for_data(observations, actions)      # (N, observation_dim), (N, action_dim) float32
     train_vqvae(vqvae, observations, actions, steps=20_000)
-    codes = vqvae.encode(observations, actions)        # (N,) int64, once; then learn on them
+    codes = vqvae.encode(observations, actions)        # (N,) int64, once, to learn on; soft_codes: (N, K)
     actions = vqvae.decode(observations, codes)        # to act
 """
 
 import copy
 import io
 import itertools
-import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.optim.adam import adam
 
-Step = Callable[..., dict[str, torch.Tensor]]  # a gradient step; returns its scalars
+Scalars = dict[str, torch.Tensor]  # by name
 CHUNK = 16384  # rows per chunk in encode and decode, which bounds memory
 
 
@@ -62,7 +60,7 @@ class VQVAE(nn.Module):
     """
 
     def __init__(
-        self, observation_dim, action_dim, codebook_size=64, embedding_dim=128, hidden_dim=512, layer_norm=True
+        self, observation_dim, action_dim, codebook_size=64, embedding_dim=128, hidden_dim=256, layer_norm=True
     ):
         super().__init__()
         self.config = {"observation_dim": observation_dim, "action_dim": action_dim, "codebook_size": codebook_size}
@@ -70,24 +68,22 @@ class VQVAE(nn.Module):
         self.standardize = Standardize(torch.zeros(observation_dim), torch.ones(observation_dim))
         self.encoder = self._mlp(observation_dim + action_dim, hidden_dim, embedding_dim)
         self.decoder = self._mlp(observation_dim + embedding_dim, hidden_dim, action_dim)
-        bound = math.sqrt(3.0 / codebook_size)
+        bound = (3.0 / codebook_size) ** 0.5
         self.codebook = nn.Parameter(torch.empty(codebook_size, embedding_dim).uniform_(-bound, bound))
 
     def _mlp(self, input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
-        dims = (input_dim, hidden_dim, hidden_dim, output_dim)
-        layers = [nn.Linear(*pair) for pair in itertools.pairwise(dims)]
+        layers = [nn.Linear(*pair) for pair in itertools.pairwise((input_dim, hidden_dim, hidden_dim, output_dim))]
         for layer in layers[:-1]:  # lecun-normal: a normal of variance 1/fan_in, cut at two deviations
-            std = math.sqrt(1.0 / layer.in_features) / 0.87962566103423978
+            std = layer.in_features**-0.5 / 0.87962566103423978
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-        bound = math.sqrt(3.0 * 1e-2 / hidden_dim)
+        bound = (3.0 * 1e-2 / hidden_dim) ** 0.5
         nn.init.uniform_(layers[-1].weight, -bound, bound)
         [nn.init.zeros_(layer.bias) for layer in layers]
-        norms = [[nn.LayerNorm(hidden_dim)] * self.config["layer_norm"] for _ in range(2)]
-        relu = nn.ReLU(inplace=True)
-        return nn.Sequential(layers[0], *norms[0], relu, layers[1], *norms[1], relu, layers[2])
+        hidden = [[nn.LayerNorm(hidden_dim)] * self.config["layer_norm"] + [nn.ReLU(inplace=True)] for _ in range(2)]
+        return nn.Sequential(layers[0], *hidden[0], layers[1], *hidden[1], layers[2])
 
     @classmethod
-    def for_data(cls, observations, actions, codebook_size=64, hidden_dim=512, layer_norm=True, standardize=True):
+    def for_data(cls, observations, actions, codebook_size=64, hidden_dim=256, layer_norm=True, standardize=True):
         """A VQ-VAE for (N, .) observations and actions, on their device, with a normalizer or (the paper) without."""
         sizes = {"codebook_size": codebook_size, "hidden_dim": hidden_dim, "layer_norm": layer_norm}
         model = cls(observations.shape[1], actions.shape[1], **sizes)
@@ -100,7 +96,7 @@ class VQVAE(nn.Module):
         # |z - e|^2 without |z|^2, which is the same for every code.
         return torch.addmm(self.codebook.square().sum(1), z, self.codebook.T, alpha=-2).argmin(1)
 
-    def loss(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss(self, observations: torch.Tensor, actions: torch.Tensor) -> Scalars:
         """The VQ-VAE loss of a batch (B, .), (B, .) float32 (van den Oord et al., equation 3, commitment weight 1).
 
         Returns:
@@ -121,7 +117,6 @@ class VQVAE(nn.Module):
         """Encoder outputs z (N, embedding_dim) before quantization, of (N, .) observations and actions."""
         return self.encoder(torch.cat([self.standardize(observations), actions], 1))
 
-    @torch.no_grad()
     def encode(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Codes (N,) int64 in 0..K-1 of observations (N, observation_dim) and actions (N, action_dim)."""
         chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
@@ -129,10 +124,13 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Probabilities (N, K), softmax_k(-|z - codebook_k|^2 / mean |z - z_q|^2) (Roy et al., arXiv 1805.11063)."""
+        """Probabilities (N, K), softmax_k(-|z - codebook_k|^2 / m) (Roy et al., arXiv 1805.11063).
+
+        m is the mean of |z - z_q|^2 over the rows given, so give all of a dataset at once.
+        """
         chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
         squared = torch.cat([torch.cdist(self.embed(o, a), self.codebook).square() for o, a in chunks])
-        return (-squared / squared.amin(1).mean().clamp_min(1e-12)).softmax(1)
+        return squared.div_(-squared.amin(1).mean().clamp_min(1e-12)).softmax(1)
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -145,19 +143,21 @@ class VQVAE(nn.Module):
 
         Args:
             acting: `mean`, sum_k pi(k|s) decode(s, k); `greedy`, what the most probable code decodes to; `sampled`,
-                what a code drawn by `generator` decodes to.
+                what a code drawn by `generator` decodes to. Another word is a ValueError.
         """
+        if acting not in ("mean", "greedy", "sampled"):
+            raise ValueError(f"acting must be mean, greedy or sampled, it is {acting}")
         probabilities = logits.softmax(1)
         if acting == "mean":
             rows, codes = torch.ones_like(logits).nonzero(as_tuple=True)  # every code in every state
             decoded = self.decode(observations[rows], codes).view(*logits.shape, -1)
             return torch.einsum("bk,bka->ba", probabilities, decoded)
-        sampled = acting == "sampled"
-        codes = torch.multinomial(probabilities, 1, generator=generator).squeeze(1) if sampled else logits.argmax(1)
-        return self.decode(observations, codes)
+        if acting == "greedy":
+            return self.decode(observations, logits.argmax(1))
+        return self.decode(observations, torch.multinomial(probabilities, 1, generator=generator).squeeze(1))
 
     def evaluate(self, observations, actions, logits: torch.Tensor | None = None) -> dict[str, float]:
-        """How well codes stand for the actions, and logits (N, K), if given, for the codes of (N, .) observations.
+        """How well nearest codes stand for the actions, and logits (N, K), if given, for these codes; of (N, .) rows.
 
         Returns:
             `reconstruction_error`, squared error summed over action dimensions, mean over N; `action_variance`, the
@@ -175,7 +175,7 @@ class VQVAE(nn.Module):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write architecture, weights and normalizer to `path`."""
-        write_file(path, partial(torch.save, {"config": self.config, "weights": self.state_dict()}))
+        write_file(path, lambda file: torch.save({"config": self.config, "weights": self.state_dict()}, file))
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "VQVAE":
@@ -258,7 +258,7 @@ def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 def gradient_step(
     optimizer: torch.optim.Optimizer, generator: torch.Generator, rows: int, batch_size: int, compile=False, *draws
-) -> Callable[[Step], Step]:
+) -> Callable[[Callable[..., Scalars]], Callable[..., Scalars]]:
     """Decorator of a whole gradient step: of `step(rows, *drawn, *weights)` it makes `step(*weights)`, which draws.
 
     Weights are numbers such as `ema_weight`, and scalar tensors inside. On a GPU, where kernels would wait for Python,
@@ -272,13 +272,13 @@ def gradient_step(
         draws: functions that draw from `generator` what else is random in the step, such as noise.
     """
 
-    def decorate(step: Step) -> Step:
+    def decorate(step: Callable[..., Scalars]) -> Callable[..., Scalars]:
         device, weights, calls, outputs = generator.device, [], itertools.count(1), {}
         graph, stream = (torch.cuda.CUDAGraph(), torch.cuda.Stream(device)) if device.type == "cuda" else (None, None)
         for group in optimizer.param_groups if graph else ():
             group["capturable"] = True
 
-        def detached(*inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        def detached(*inputs: torch.Tensor) -> Scalars:
             return {name: value.detach() for name, value in step(*inputs).items()}
 
         whole = detached
@@ -288,11 +288,11 @@ def gradient_step(
             options = {"combo_kernels": True} if graph else None  # independent small kernels become one
             whole = torch.compile(detached, fullgraph=True, options=options)
 
-        def once() -> dict[str, torch.Tensor]:
+        def once() -> Scalars:
             drawn = torch.randint(rows, (batch_size,), generator=generator, device=device), *(draw() for draw in draws)
             return (whole if optimizer.state else detached)(*drawn, *weights)  # the first step allocates the state
 
-        def call(*values: float) -> dict[str, torch.Tensor]:
+        def call(*values: float) -> Scalars:
             weights[:] = weights or [torch.empty((), device=device) for _ in values]
             for weight, value in zip(weights, values, strict=True):
                 weight.fill_(value)
@@ -345,21 +345,20 @@ def train_vqvae(
     actions: torch.Tensor,
     steps: int | Iterable[int],
     batch_size: int = 256,
-    learner: VQVAE | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    learner: tuple[VQVAE, torch.optim.Optimizer] | None = None,
     generator: torch.Generator | None = None,
     restart_every: int = 500,
     ema_decay: float = 0.9995,
     compile: bool = False,
-    on_step: Callable[[dict[str, torch.Tensor]], None] = lambda metrics: None,
+    on_step: Callable[[Scalars], None] = lambda metrics: None,
 ) -> None:
     """Train `model` on the rows of a dataset: a copy takes the gradient steps, `model` is the average of its weights.
 
     Args:
         observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
         steps: number of gradient steps, or an iterable of step numbers (1, 2, ... or, to resume, from a later one on).
-        learner, optimizer: the copy that takes the steps, and its Adam, whose learning rate stays as it is; or none of
-            them: then Adam at 3e-3.
+        batch_size, compile: rows per gradient step; whether to compile it with torch.compile.
+        learner: the copy that takes the steps, and the Adam of its parameters; left out, a copy with Adam at 3e-3.
         generator: draws the rows, on the model's device; left out, one of seed 0.
         restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
             that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
@@ -367,15 +366,13 @@ def train_vqvae(
         on_step: called after every step with its metrics, as `VQVAE.loss` returns them, every 500 steps also those of
             `VQVAE.evaluate` on some rows; on a GPU the next step overwrites them.
     """
-    if (learner is None) != (optimizer is None):
-        raise ValueError("learner and optimizer go together: the optimizer's parameters must be the learner's")
-    learner = learner or copy.deepcopy(model)
-    optimizer = optimizer or torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
+    copied = copy.deepcopy(model)
+    learner, optimizer = learner or (copied, torch.optim.Adam(copied.parameters(), lr=3e-3, fused=True))
     generator = generator or torch.Generator(actions.device).manual_seed(0)
     every = max(1, len(actions) // 4096)  # rows whose codes are counted while training
 
     @gradient_step(optimizer, generator, len(actions), batch_size, compile)
-    def vqvae_step(rows: torch.Tensor, ema: torch.Tensor) -> dict[str, torch.Tensor]:
+    def vqvae_step(rows: torch.Tensor, ema: torch.Tensor) -> Scalars:
         metrics = learner.loss(observations[rows], actions[rows])
         minimize(metrics["loss"], optimizer)
         follow(model, learner, ema)

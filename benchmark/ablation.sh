@@ -19,7 +19,7 @@ for seed in ${SEEDS:-1 2 3}; do
         esac
         for codes in 8 16 32 64 128 256; do
             for quantizer in saq action-only uniform; do
-                flags="$dataset --seed $seed --codebook-size $codes --final-eval-episodes 50"
+                flags="$dataset --seed $seed --codebook-size $codes --final-eval-episodes 50 --no-soft-codes"
                 flags+=" --total-steps ${STEPS:-$default}"
                 case $quantizer in
                     saq) file=saq bc="saq_bc.py" iql="saq_iql.py" ;;

@@ -4,8 +4,8 @@
     python benchmark/held_out.py runs/*saq_* --dataset-path more.hdf5
 
 Prints a line per run, with two figures on the run's own data and on the other file: the VQ-VAE's reconstruction error,
-summed over action dimensions, and the behavior policy's cross-entropy on the codes of the actions, in nats. Guessing
-has a cross-entropy of log K; a run far above it has taken too many steps for its dataset.
+summed over action dimensions, and the behavior policy's cross-entropy on their nearest codes, in nats. Guessing has
+a cross-entropy of log K; a run far above it has taken too many steps for its dataset.
 """
 
 import pickle

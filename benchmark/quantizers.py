@@ -3,7 +3,8 @@
     action-only   a VQ-VAE without the observation: one codebook of actions for all states
     uniform       a grid of equal bins over the range of the dataset's actions, without training
 
-Policies and Q still see the observation. Name the quantizer, then the algorithm, then the flags of its file:
+Policies and Q still see the observation. A grid's codes are never soft, so ablation.sh compares all on nearest codes.
+Name the quantizer, then the algorithm, then the flags of its file:
 
     python benchmark/quantizers.py action-only bc --vqvae-steps 3000 --total-steps 3000
     python benchmark/quantizers.py uniform iql --bc-steps 3000 --total-steps 3000

@@ -1,7 +1,7 @@
 """What each default is worth: scores at the defaults beside scores with one default changed, from runs of study.sh.
 
     python benchmark/study.py runs --out benchmark/results/study
-    python benchmark/study.py benchmark/results/study --out again    # from what it wrote itself, without the runs
+    python benchmark/study.py my-study --out again             # from what it wrote itself, without the runs
     python benchmark/study.py benchmark/results/study --out again --redraw    # only the figure, from study.csv
 
 Written to `--out`: study.md, a table per change; study.csv, all its figures; study.png, what each change of
@@ -40,7 +40,6 @@ LABELS = {  # of changes in the figure
     "behavior_floor=-8.0": "floor of log \u03c0_b at -8",
     "q_functions=1": "one Q-function instead of two",
 }
-GONE = {"adam_b1": 0.9, "q_functions": 2}  # defaults of arguments that older runs have
 
 
 class Args(NamedTuple):
@@ -53,7 +52,7 @@ class Args(NamedTuple):
 def defaults_of(algorithm: str) -> dict[str, Any]:
     """The default of every argument of data and method, by the algorithm's name, such as SAQ-BC."""
     module = import_module(algorithm.lower().replace("-", "_"))
-    return GONE | module.Data()._asdict() | module.Method()._asdict()
+    return module.Data()._asdict() | module.Method()._asdict()
 
 
 def change_of(run: Run) -> str:
@@ -141,7 +140,8 @@ def main(args: Args) -> None:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         draw([row for row in rows if "acting=" not in row["change"]], Path(args.out) / "study.png")
         return
-    runs = [run for run in load(args.folders, "asked") if run.algorithm.startswith("SAQ-")]
+    saq = (run for run in load(args.folders, "asked") if run.algorithm.startswith("SAQ-"))
+    runs = [run for run in saq if "soft_codes=" in run.arguments]  # those of before had other defaults
     of = {id(run): change_of(run) for run in runs}
     groups = by(runs, lambda run: (title_of(of[id(run)]), run.dataset, run.algorithm))
     defaults = {tuple(key): same for (title, *key), same in groups.items() if not title}

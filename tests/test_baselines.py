@@ -106,7 +106,7 @@ def test_behavior_loss_is_the_likelihood_of_actions():
 
 
 def test_iql_loss_is_the_equations():
-    (q, q_target), v, actor = double_q(), mlp(STANDARDIZE, 1, 16), GaussianPolicy(STANDARDIZE, 2, 16, True)
+    (q, q_target), v, actor = double_q(), mlp(STANDARDIZE, 1, 16, False), GaussianPolicy(STANDARDIZE, 2, 16, True)
     data, beta = batch(), 40.0  # so that some weights meet their limit
     metrics = iql_loss(q, q_target, v, actor, data, expectile=0.7, beta=beta)
     v_loss, q_loss, actor_loss, limited = [], [], [], 0
@@ -242,7 +242,7 @@ def test_no_gradient_of_the_policys_loss_reaches_q(algorithm):
     q.members[1].load_state_dict(q.members[0].state_dict())
     data["returns"] = q(data["observations"], data["actions"])[0].detach()
     if algorithm == "iql":
-        actor, v = GaussianPolicy(STANDARDIZE, 2, 16, True), mlp(STANDARDIZE, 1, 16)
+        actor, v = GaussianPolicy(STANDARDIZE, 2, 16, True), mlp(STANDARDIZE, 1, 16, False)
         metrics = iql_loss(q, q_target, v, actor, data, expectile=0.7, beta=1.0)
     elif algorithm == "cql":
         inputs = cql_inputs(batch=data, q=q, q_target=q_target, alpha=0.0)
@@ -274,7 +274,7 @@ def test_baselines_find_the_way_out_of_a_known_mdp(corridor, algorithm):
     q_target.load_state_dict(q.state_dict())
     make_actor = GaussianPolicy if algorithm == "iql" else TanhGaussianPolicy
     actor, behavior = (make_actor(standardize, 1, 64, False) for _ in range(2))
-    v, log_entropy_weight = mlp(standardize, 1, 64), torch.zeros((), requires_grad=True)
+    v, log_entropy_weight = mlp(standardize, 1, 64, False), torch.zeros((), requires_grad=True)
     parameters = [*q.parameters(), *v.parameters(), *actor.parameters(), *behavior.parameters(), log_entropy_weight]
     optimizer, scale = torch.optim.Adam(parameters, lr=1e-3), 20.0
     for data in corridor.batches(1500, scale):

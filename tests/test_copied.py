@@ -16,12 +16,15 @@ OWN = """
 def load_task(args):
     import gymnasium as gym
 
+    args.env_id = "Pendulum-v1"
+
     def evaluate(policy, episodes, seed, video=None):
         env, returns = gym.make("Pendulum-v1", max_episode_steps=20), np.zeros(episodes or 5)
         for i in range(len(returns)):
             observation, ended = env.reset(seed=seed + i)[0], False
             while not ended:
-                observation, reward, terminated, truncated, _ = env.step(2 * policy(observation[None])[0])
+                action = policy(observation[None].astype(float))[0].clip(-1, 1)
+                observation, reward, terminated, truncated, _ = env.step(2 * action)
                 returns[i], ended = returns[i] + reward, terminated or truncated
         return {"returns": returns, "scores": returns, "lengths": np.full(len(returns), 20)}
 

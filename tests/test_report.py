@@ -310,11 +310,13 @@ def test_unequal_seeds_repeated_and_unfinished_runs(tmp_path, capsys):
 
 def test_study_sets_each_change_beside_the_defaults(tmp_path):
     base = {"learning_rate": 3e-3, "layer_norm": True, "bc_steps": 7, "restart_every": 500, "vqvae_path": "one.pt"}
+    older, base = base, base | {"soft_codes": True}
     for seed, score in enumerate((10.0, 20.0, 60.0, 30.0)):
         make_run(tmp_path, "saq_iql", seed, [score], other=[score / 2], **base)
         make_run(tmp_path, "saq_iql", seed, [score + 1], **base | {"learning_rate": 3e-4})
         make_run(tmp_path, "saq_iql", seed, [score + 2], **base | {"restart_every": 0, "vqvae_path": "other.pt"})
         make_run(tmp_path, "iql", seed, [99.0], **base)
+    make_run(tmp_path, "saq_iql", 3, [99.0], **older | {"n_step": 1})  # of before soft codes: left out
     make_run(tmp_path / "alone", "saq_bc", 9, [5.0], **base | {"layer_norm": False})  # no run at the defaults
     with pytest.raises(SystemExit) as stop:
         study.main(study.Args((str(tmp_path / "alone"),), str(tmp_path / "a"), resamples=50))

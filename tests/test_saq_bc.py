@@ -13,7 +13,7 @@ from vqvae import VQVAE
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_behavior_loss_is_the_mean_negative_log_likelihood(soft):
-    network, data = mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16), batch()
+    network, data = mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16, False), batch()
     labels = torch.rand(len(data["codes"]), 6).softmax(1) if soft else data["codes"]
     chances = torch.softmax(network(data["observations"]), 1)
     shares = labels if soft else torch.eye(6)[labels]
@@ -26,7 +26,7 @@ def test_behavior_loss_is_the_mean_negative_log_likelihood(soft):
 @pytest.mark.parametrize("soft", [True, False])
 def test_saq_bc_learns_how_often_each_code_occurs_in_each_state(corridor, soft):
     """The cross-entropy is least where pi_b(k|s) is the frequency of code k, or its mean probability, in state s."""
-    behavior = mlp(corridor.vqvae.standardize, 16, 64)
+    behavior = mlp(corridor.vqvae.standardize, 16, 64, False)
     optimizer = torch.optim.AdamW(behavior.parameters(), lr=1e-3)
     labels, expected = corridor.codes, corridor.code_frequencies()
     if soft:

@@ -11,7 +11,7 @@ from vqvae import VQVAE
 
 
 def networks():
-    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(2)]
+    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16, False) for _ in range(2)]
 
 
 def soft_value(q: torch.Tensor, log_behavior: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_no_gradient_through_the_backup():
 
 def train(corridor, alpha: float, scale: float = 10.0, steps: int = 3000) -> torch.Tensor:
     """Values (4, 16) of the corridor's states and codes; `alpha` on the scale of its rewards."""
-    q, q_target = (mlp(corridor.vqvae.standardize, 16, 64) for _ in range(2))
+    q, q_target = (mlp(corridor.vqvae.standardize, 16, 64, False) for _ in range(2))
     q_target.load_state_dict(q.state_dict())
     log_behavior = corridor.code_frequencies().clamp(min=1e-9).log()
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3, weight_decay=0.0)

@@ -13,7 +13,7 @@ from vqvae import VQVAE
 
 def networks():
     """Q and its target network, of 6 codes."""
-    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16) for _ in range(2)]
+    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, 6, 16, False) for _ in range(2)]
 
 
 def with_behavior(data, log_pi_b=None):
@@ -142,7 +142,7 @@ def test_as_many_steps_as_there_are_give_the_return_to_the_end():
 
 @pytest.mark.parametrize("backup", ["expected", "greedy"])
 def test_saq_cql_finds_the_optimum_of_a_known_mdp(corridor, backup):
-    q, q_target = (mlp(corridor.vqvae.standardize, 16, 64) for _ in range(2))
+    q, q_target = (mlp(corridor.vqvae.standardize, 16, 64, False) for _ in range(2))
     log_behavior = corridor.code_frequencies().clamp(min=1e-9).log()
     optimizer = torch.optim.AdamW(q.parameters(), lr=1e-3)
     scale = 100.0

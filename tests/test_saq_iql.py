@@ -13,7 +13,7 @@ from vqvae import VQVAE
 
 
 def networks(*outputs):
-    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, n, 16) for n in outputs]
+    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, n, 16, False) for n in outputs]
 
 
 def v_loss(x: torch.Tensor, m: torch.Tensor | float, expectile: float) -> torch.Tensor:
@@ -97,8 +97,8 @@ def test_policy_limits():
 
 
 def train(corridor, expectile: float, scale: float = 10.0, steps: int = 3000):
-    q, v = mlp(corridor.vqvae.standardize, 16, 64), mlp(corridor.vqvae.standardize, 1, 64)
-    q_target = mlp(corridor.vqvae.standardize, 16, 64)
+    q, v = mlp(corridor.vqvae.standardize, 16, 64, False), mlp(corridor.vqvae.standardize, 1, 64, False)
+    q_target = mlp(corridor.vqvae.standardize, 16, 64, False)
     q_target.load_state_dict(q.state_dict())
     optimizer = torch.optim.AdamW([*q.parameters(), *v.parameters()], lr=1e-3, weight_decay=0.0)
     for data in corridor.batches(steps, scale):

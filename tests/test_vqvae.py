@@ -175,6 +175,8 @@ def test_codes_are_the_most_probable_or_sampled_from_the_softmax():
     torch.testing.assert_close(actions, decoded[codes])
     frequencies = torch.bincount(codes, minlength=4) / rows
     torch.testing.assert_close(frequencies, torch.softmax(logits[0], 0), atol=0.01, rtol=0.0)
+    with pytest.raises(ValueError, match="acting must be"):
+        model.act(observation, logits, "most probable")
 
 
 def test_initialization_has_the_stated_variances():
@@ -236,7 +238,7 @@ def test_training_in_two_parts_gives_the_same_bits():
         model = VQVAE(5, 3, codebook_size=8, embedding_dim=16, hidden_dim=16)
         learner = copy.deepcopy(model)
         optimizer = torch.optim.Adam(learner.parameters(), lr=3e-4, fused=True)
-        both = {"learner": learner, "optimizer": optimizer, "generator": torch.Generator().manual_seed(0)}
+        both = {"learner": (learner, optimizer), "generator": torch.Generator().manual_seed(0)}
         for steps in parts:
             train_vqvae(model, observations, actions, steps, restart_every=50, **both)
         results.append(model.state_dict() | {f"learner.{key}": value for key, value in learner.state_dict().items()})
@@ -254,7 +256,7 @@ def test_what_is_trained_is_the_average_of_the_learners_weights(decay):
         weight = max(1 - decay, 10 / (9 + next(steps)))
         average.mul_(1 - weight).add_(weight * learner.decoder[0].weight.detach())
 
-    train_vqvae(model, observations, actions, 60, learner=learner, optimizer=optimizer, ema_decay=decay, on_step=track)
+    train_vqvae(model, observations, actions, 60, learner=(learner, optimizer), ema_decay=decay, on_step=track)
     torch.testing.assert_close(model.decoder[0].weight.detach(), average)
     assert torch.equal(model.decoder[0].weight, learner.decoder[0].weight) == (decay == 0)
 
@@ -303,12 +305,6 @@ def test_a_gradient_step_is_the_sum_of_its_parts(device, compile):
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
     close(net.state_dict(), by_hand.state_dict())
     close(average.state_dict(), known.state_dict())
-
-
-def test_an_optimizer_without_its_learner_is_refused():
-    model = make()
-    with pytest.raises(ValueError, match="go together"):
-        train_vqvae(model, *batch(), steps=1, optimizer=torch.optim.Adam(model.parameters()))
 
 
 def test_perplexity_counts_codes_in_even_use():

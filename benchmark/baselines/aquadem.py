@@ -6,8 +6,8 @@
 
 from *Continuous Control with Action Quantization from Demonstrations* (Dadashi et al., ICML 2022). A code is a head of
 the network: there is no codebook to restart, and --restart-every has no effect. The released code differs in K = 10
-(--codebook-size), a second hidden layer of its own for each head, dropout of 0.1, Xavier initialization, T = 1e-3, and
-T log K added to the loss, a constant.
+(--codebook-size), a second hidden layer of its own for each head, dropout of 0.1, Xavier initialization, T = 1e-3, no
+layer normalization, one code per action (--no-soft-codes), and T log K added to the loss, a constant.
 
     python benchmark/baselines/aquadem.py bc --vqvae-steps 20000
     python benchmark/baselines/aquadem.py iql --env-id hopper-medium-v2 --vqvae-steps 20000   # flags of saq_iql.py
