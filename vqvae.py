@@ -124,13 +124,14 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Probabilities (N, K), softmax_k(-|z - codebook_k|^2 / m) (Roy et al., arXiv 1805.11063).
+        """Probabilities (N, K), softmax_k(-|z - codebook_k|^2 / m) (Roy et al., arXiv 1805.11063), of a whole dataset.
 
-        m is the mean of |z - z_q|^2 over the rows given, so give all of a dataset at once.
+        m is the mean over these rows of the second smallest squared distance minus the smallest.
         """
         chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
         squared = torch.cat([torch.cdist(self.embed(o, a), self.codebook).square() for o, a in chunks])
-        return squared.div_(-squared.amin(1).mean().clamp_min(1e-12)).softmax(1)
+        near = squared.topk(min(2, len(self.codebook)), largest=False).values
+        return squared.div_(-(near[:, -1] - near[:, 0]).mean().clamp_min(1e-12)).softmax(1)
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -182,7 +183,7 @@ class VQVAE(nn.Module):
         """Read what `save` wrote. Raises OSError if the file is missing or holds no VQ-VAE."""
         try:
             checkpoint = read_file(path)
-            model = cls(**{"layer_norm": False} | checkpoint["config"])  # which older files do not name
+            model = cls(**checkpoint["config"])
             model.load_state_dict(checkpoint["weights"])
         except Exception as error:  # a damaged file fails in many ways
             raise OSError(f"{path} is not a VQ-VAE saved by this project ({error!r:.200})") from error

@@ -86,7 +86,7 @@ def test_files_are_as_short_as_they_promise():
         lines = (ROOT / f"{algorithm}.py").read_text().splitlines()
         assert len(lines) <= 400
         assert next(i for i, line in enumerate(lines, 1) if line.startswith("def ") and "_loss(" in line) < 130
-    assert len((ROOT / "vqvae.py").read_text().splitlines()) <= 389
+    assert len((ROOT / "vqvae.py").read_text().splitlines()) <= 390
 
 
 @pytest.mark.parametrize("algorithm", ["saq_cql", "saq_brac"])
