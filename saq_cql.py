@@ -113,12 +113,11 @@ def cql_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float, back
 
     Returns `loss` to minimize, its parts `td_loss` and `cross_entropy`, and `q_values`, the mean Q of the codes.
     """
-    following = batch["next_observations"]
     with torch.no_grad():
-        next_values = q_target(following)
+        next_values = q_target(batch["next_observations"])
         next_value = ((next_values + batch["next_log_pi_b"]).softmax(1) * next_values).sum(1)
         if backup == "greedy":
-            next_value = next_values.gather(1, q(following).argmax(1, keepdim=True)).squeeze(1)
+            next_value = next_values.gather(1, q(batch["next_observations"]).argmax(1, keepdim=True)).squeeze(1)
         targets = batch["returns"] + batch["discounts"] * next_value
     values = q(batch["observations"])
     p = batch["codes"] if batch["codes"].ndim == 2 else F.one_hot(batch["codes"], values.shape[1])
@@ -377,8 +376,9 @@ if __name__ == "__main__":
     transitions = {"observations": observations, "codes": codes, "returns": scale * returns, "discounts": discounts}
     transitions["next_observations"] = data["next_observations"][last]
     for name, states in (("log_pi_b", observations), ("next_log_pi_b", transitions["next_observations"])):
-        with torch.no_grad():  # looked up, too
-            transitions[name] = torch.cat([behavior_acting(chunk).log_softmax(1) for chunk in states.split(16384)])
+        transitions[name] = torch.empty(len(codes), args.codebook_size, device=device)  # looked up, too
+        for rows, chunk in zip(transitions[name].split(16384), states.split(16384)):
+            rows.copy_(behavior_acting(chunk).log_softmax(1).detach())
 
     @gradient_step(q_adam, generator, len(codes), args.batch_size, args.compile)
     def q_step(rows: torch.Tensor, ema: torch.Tensor, moved: torch.Tensor) -> Batch:
