@@ -367,8 +367,8 @@ def train_vqvae(
         on_step: called after every step with its metrics, as `VQVAE.loss` returns them, every 500 steps also those of
             `VQVAE.evaluate` on some rows; on a GPU the next step overwrites them.
     """
-    copied = copy.deepcopy(model)
-    learner, optimizer = learner or (copied, torch.optim.Adam(copied.parameters(), lr=3e-3, fused=True))
+    learner, optimizer = learner or (copy.deepcopy(model), None)
+    optimizer = optimizer or torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
     generator = generator or torch.Generator(actions.device).manual_seed(0)
     every = max(1, len(actions) // 4096)  # rows whose codes are counted while training
 
