@@ -1,4 +1,4 @@
-"""Figures of README.md and docs/ that bring several folders of benchmark/results together.
+"""Figures of README.md and docs/, from benchmark/results.
 
     python benchmark/figures.py
 
@@ -20,10 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from report import by, choose, load, plot_curves, plt
 
 RESULTS = Path(__file__).parent / "results"
-CURVES = (  # folder of RESULTS and dataset, from top to bottom
-    ("small", "hopper-medium-expert-sb3-v0"),
-    ("demo", "fetch-pick-and-place-demo-v0"),
-)
+CURVES = ("hopper-medium-expert-sb3-v0", "fetch-pick-and-place-demo-v0")  # datasets, from top to bottom
 UNITS = {"cpu": "step time / time of its matrix products", "gpu": "gradient steps per second"}
 SHADES = ("#1b3a57", "#6f93b3", "#d9822b", "#f3cfa4")  # of a table's settings, far apart in grey
 
@@ -33,11 +30,11 @@ class Args(NamedTuple):
 
 
 def draw_curves(path: Path) -> None:
-    """The learning curves of CURVES by report.py, each dataset from its own folder."""
-    cells = {}
-    for folder, dataset in CURVES:
-        runs = [run for run in load([str(RESULTS / folder)], "asked") if run.dataset == dataset]
-        shown = [run for setting in choose(runs, "all", "asked") if setting.shown for run in setting.runs]
+    """The learning curves of CURVES by report.py."""
+    runs, cells = load([str(RESULTS / "small")], "asked"), {}
+    for dataset in CURVES:
+        settings = choose([run for run in runs if run.dataset == dataset], "all", "asked")
+        shown = [run for setting in settings if setting.shown for run in setting.runs]
         cells |= by(shown, lambda run: (run.dataset, run.algorithm))
     plot_curves(cells, path)
 
