@@ -29,7 +29,7 @@ try() { # try SCRIPT DATASET
 ONLY='codebook-size=8/' try ablation ""
 ONLY=. try small ""
 ONLY=paper try study ""
-ONLY+='|/(bc|brac|saq_brac|cql,alpha=5)/|_bc,codebook-size=64/|_cql,alpha=20/|_iql,expectile=0.7,temperature=2/' \
+ONLY='/(bc|iql|brac|saq_brac|cql,alpha=5)/|_bc,codebook-size=64/|_cql,alpha=20/|_iql,expectile=0.7,temperature=2/' \
     try locomotion halfcheetah-expert-v2
 try adroit door-human-v0
 try antmaze D4RL/antmaze/medium-diverse-v1

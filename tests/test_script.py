@@ -229,12 +229,14 @@ def test_killed_in_any_phase_and_resumed_gives_the_same_bits_and_curves(tmp_path
     process.kill()
     process.wait()
     folder = only_run(tmp_path / "runs")
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["steps_done"][phase] in (300, 600)
+    assert 300 <= torch.load(folder / "checkpoint.pt", weights_only=True)["steps_done"][phase] < 1000
     assert not (folder / "result.json").exists()
     run("--resume", folder, algorithm=algorithm)
     assert only_run(tmp_path / "runs") == folder
     same(whole, folder)
     assert curves(whole) == curves(folder)
+    for name in LOSSES[algorithm] - {"bc_loss"}:
+        assert [step for step, _ in curves(folder)[f"losses/{name}"]] == [500, 1000]
 
 
 def test_resume_can_extend_a_run_at_another_rate(finished, tmp_path):
@@ -255,8 +257,7 @@ def test_a_finished_run_can_act_in_another_way_and_has_no_point_twice(finished, 
     run("--resume", folder, "--acting=greedy")
     before, after = (json.loads((path / "result.json").read_text()) for path in (finished[0], folder))
     assert before["scores"] == after["scores"] and after["normalized_scores"] == before["scores"]["greedy"]
-    events = EventAccumulator(str(folder), purge_orphaned_data=False).Reload()
-    assert [event.step for event in events.Scalars("eval/normalized_score")] == [20, 40, 60]
+    assert [step for step, _ in curves(folder)["eval/normalized_score"]] == [20, 40, 60]
 
 
 def test_a_checkpoint_of_another_device_is_resumed_with_new_draws(finished, tmp_path):
@@ -296,16 +297,17 @@ def test_the_papers_recipe_and_every_other_option_run(tmp_path, algorithm):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_compiled_steps_give_the_same_numbers(tmp_path):
-    """All phases of SAQ-IQL, whose networks are VQ-VAE, behavior policy, Q and V."""
-    for flags in (["--runs-dir=plain"], ["--runs-dir=compiled", "--compile"]):
-        run(*small("saq_iql"), *flags, folder=tmp_path, algorithm="saq_iql")
-    plain, compiled = (only_run(tmp_path / name) for name in ("plain", "compiled"))
-    for file, modules in (("vqvae.pt", {"weights"}), ("model.pt", MODULES["saq_iql"])):
-        first, second = (torch.load(folder / file, weights_only=True) for folder in (plain, compiled))
-        for module in modules:
-            for key, value in first[module].items():
-                torch.testing.assert_close(value, second[module][key], atol=1e-3, rtol=1e-2)
+@pytest.mark.parametrize("algorithm", ["saq_bc", "saq_iql"])  # the VQ-VAE and both policies; Q and V
+def test_compiled_steps_give_the_same_numbers(runs_of, tmp_path, algorithm):
+    codes = runs_of("saq_bc")[0] / "vqvae.pt"
+    own = [] if algorithm == "saq_bc" else [f"--vqvae-path={codes}"]  # compiling takes a while
+    for name in ("plain", "compile"):
+        compiled = ["--compile"] * (name == "compile")
+        run(*small(algorithm), *own, *compiled, f"--runs-dir={name}", folder=tmp_path, algorithm=algorithm)
+    first, second = (torch.load(only_run(tmp_path / n) / "model.pt", weights_only=True) for n in ("plain", "compile"))
+    for module in MODULES[algorithm]:
+        for key, value in first[module].items():
+            torch.testing.assert_close(value, second[module][key], atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -414,8 +416,8 @@ def test_bad_input_is_one_line_and_exit_code_2(runs_of, finished, tmp_path, case
     assert not any((tmp_path / "cache").glob("*"))
 
 
-def test_a_million_transitions_fit_in_twice_their_size_plus_1_and_a_half_gb(tmp_path):
-    """SAQ-CQL keeps the largest tables: probabilities of codes, and log pi_b of states and of next ones."""
+@pytest.mark.parametrize("algorithm", ["saq_cql", "saq_brac"])  # which keep log pi_b of every row and code
+def test_a_million_transitions_fit_in_twice_their_size_plus_1_and_a_half_gb(tmp_path, algorithm):
     rng, count = np.random.default_rng(0), 1_000_000
     path = tmp_path / "million.hdf5"
     with h5py.File(path, "w") as file:
@@ -427,8 +429,8 @@ def test_a_million_transitions_fit_in_twice_their_size_plus_1_and_a_half_gb(tmp_
     flags = ["--env-id=hopper-medium-v2", f"--dataset-path={path}", "--runs-dir", tmp_path / "runs", "--hidden-dim=64"]
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    flags += [flag for flag in small("saq_cql") if "codebook" not in flag and "hidden" not in flag]
-    child = [sys.executable, "-c", code, *command(*flags, algorithm="saq_cql")]
+    flags += [flag for flag in small(algorithm) if "codebook" not in flag and "hidden" not in flag]
+    child = [sys.executable, "-c", code, *command(*flags, algorithm=algorithm)]
     done = subprocess.run(child, capture_output=True, text=True, check=True)
     kilobytes = int(done.stdout.splitlines()[-1])
     assert kilobytes * 1024 < 2 * path.stat().st_size + 3 * 2**29
