@@ -126,12 +126,12 @@ class VQVAE(nn.Module):
     def soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Probabilities (N, K), softmax_k(-|z - codebook_k|^2 / m) (Roy et al., arXiv 1805.11063), of a whole dataset.
 
-        m is the mean over these rows of the second smallest squared distance minus the smallest.
+        m is the mean of the smallest squared distance over these rows, or of the step to the second if that is less.
         """
         chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
         squared = torch.cat([torch.cdist(self.embed(o, a), self.codebook).square() for o, a in chunks])
-        near = squared.topk(min(2, len(self.codebook)), largest=False).values
-        return squared.div_(-(near[:, -1] - near[:, 0]).mean().clamp_min(1e-12)).softmax(1)
+        near = squared.topk(min(2, len(self.codebook)), largest=False).values.mean(0)
+        return squared.div_(-torch.minimum(near[0], near[-1] - near[0]).clamp_min(1e-12)).softmax(1)
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -52,11 +52,17 @@ def test_codes_are_the_nearest_codebook_vectors():
     np.testing.assert_array_equal(codes, brute_force_codes(model, observations, actions))
 
 
-def test_soft_codes_are_the_softmax_of_distances_in_units_of_the_step_to_the_second_code():
+@pytest.mark.parametrize("smaller", ["distance", "step"])
+def test_soft_codes_are_the_softmax_of_distances_in_units_of_the_smaller_of_distance_and_step(smaller):
     model, (observations, actions) = make(), batch(200)
+    if smaller == "distance":  # 16 clusters of actions, a code beside each
+        observations, actions = observations[:16].repeat(12, 1), actions[:16].repeat(12, 1)
+        model.codebook.data = model.embed(observations[:16], actions[:16]) + 0.01
     z = model.encoder(torch.cat([observations, actions], 1)).detach().double().numpy()
     distances = np.sort([[((row - vector) ** 2).sum() for vector in model.codebook.detach().numpy()] for row in z])
-    shares = np.exp(-distances / (distances[:, 1] - distances[:, 0]).mean())
+    units = {"distance": distances[:, 0].mean(), "step": (distances[:, 1] - distances[:, 0]).mean()}
+    assert min(units, key=units.get) == smaller
+    shares = np.exp(-distances / units[smaller])
     soft = model.soft_codes(observations, actions)
     np.testing.assert_allclose(soft.sort(1, descending=True).values, shares / shares.sum(1, keepdims=True), atol=1e-4)
     assert torch.equal(soft.argmax(1), model.encode(observations, actions))
