@@ -76,10 +76,16 @@ class Job(NamedTuple):
 
     def conflict(self) -> str | None:
         """Why the run in the folder, whose arguments would hold, is not the one asked for."""
-        before, now = self.read("command.txt"), shlex.join(self.words)
-        if before in ("", now) or not (finished(self.name) or self.killed_run()):
+        if not (run := finished(self.name) or self.killed_run()):
             return None
-        return f"{self.folder} is of another command; remove it to run this one. It was: {before}; it is: {now}"
+        before, now = self.read("command.txt"), shlex.join(self.words)
+        if before not in ("", now):
+            return f"{self.folder} is of another command; remove it to run this one. It was: {before}; it is: {now}"
+        arguments = self.read(f"{run.name}/args.json")
+        for need in self.needs:
+            if (made := finished(need)) and made.name not in arguments:
+                return f"{self.folder} is of an earlier run of {need}; remove it to run this one"
+        return None
 
     def command(self) -> list[str]:
         """What is to be run now; a run that is still to be made appears as a pattern."""
@@ -296,7 +302,11 @@ def submit(jobs: list[Job], at_once: str, options: list[str]) -> int:
         level[job.name] = 1 + max((level[need] for need in job.needs), default=-1)
         if (place := job.read("slurm.txt")) in queue:
             arrays[job.name] = place.partition("_")[0]
-    todo = [job for job in jobs if job.name not in arrays and not finished(job.name) and not job.conflict()]
+    blocked = set()  # in conflict, or in need of such a job
+    for job in jobs:
+        if job.conflict() or blocked & set(job.needs):
+            blocked.add(job.name)
+    todo = [job for job in jobs if job.name not in arrays and not finished(job.name) and job.name not in blocked]
     for depth in sorted({level[job.name] for job in todo}):
         in_level = [job for job in todo if level[job.name] == depth]
         for part in (in_level[i : i + MAX_ARRAY] for i in range(0, len(in_level), MAX_ARRAY)):

@@ -145,9 +145,11 @@ def dataset_name(args: dict[str, Any]) -> str:
     """The paper's name of a dataset, also for Minari's version of it; for other datasets the id or the file's name."""
     path = Path(args["dataset_path"]) if args["dataset_path"] else None
     if path and not path.stem.startswith("low_dim"):
-        name = path.name if path.stem in ROBOMIMIC.values() else path.stem  # a user's lift.hdf5 is not the paper's lift
+        task = "".join(re.findall(r"-task\d(?=-v0$)", args["env_id"]))  # OGBench: five tasks on one file
+        name = path.name if path.stem in ROBOMIMIC.values() else path.stem + task  # lift.hdf5 is not the paper's lift
     else:
         env_id = ("-".join(path.parts[-3:-1]) or path.stem) if path else args["env_id"]  # lift/ph/low_dim_v141.hdf5
+        env_id += "-dense" * ("low_dim_dense" in str(path))
         minari = re.fullmatch(r"D4RL/(kitchen|antmaze)/([a-z-]+)-v\d+", env_id)
         row = f"{minari[1]}-{minari[2]}-{'v0' if minari[1] == 'kitchen' else 'v2'}" if minari else ROBOMIMIC.get(env_id)
         name = row if row in BLOCKS else env_id
@@ -288,7 +290,8 @@ def choose(runs: list[Run], select: str, acting: str) -> list[Setting]:
     groups = by(runs, lambda run: (run.block if select == "block" else "all", run.algorithm))
     for (group, algorithm), same in groups.items():
         averages = {}
-        for way in same[0].scores if acting == "best" else ():
+        known = {way for run in same for way in run.scores} if acting == "best" else ()
+        for way in (way for way in WAYS if way in known):
             for run in same:
                 run.show(way)
             averages[way] = average(same)
@@ -439,7 +442,7 @@ def block_tables(block: str, cells: Cells) -> tuple[str, str]:
     details = ""
     for title, text in (
         ("ways of acting", lambda cell: ", ".join(f"{way} {cell[way]:.1f}" for way in WAYS if cell[way] is not None)),
-        ("seconds of training, mean", lambda cell: f"{cell['training_seconds']:.0f}"),
+        ("seconds before the last evaluation, mean", lambda cell: f"{cell['training_seconds']:.0f}"),
         ("seeds x episodes", lambda cell: f"{cell['seeds']} x {cell['episodes']}"),
     ):
         details += f"### {block}: {title}\n\n" + markdown(["", *algorithms], [[row, *line(row, text)] for row in data])

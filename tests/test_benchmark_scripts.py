@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,16 @@ def test_a_run_of_another_command_is_neither_resumed_nor_taken_for_finished(benc
     bench.run("c X")  # nothing is left of the other command's
 
 
+def test_a_run_on_an_earlier_run_of_what_it_needs_is_not_taken_for_finished(bench):
+    lines = ["a X", "b X --read {a}/result.json"]
+    bench.run(*lines)
+    shutil.rmtree(next(bench.runs.glob("a/x__*")))
+    printed = bench.run(*lines, code=1)
+    assert f"{bench.runs}/b is of an earlier run of a; remove it" in printed and bench.begun("b") == 1
+    shutil.rmtree(bench.runs / "b")
+    assert "2 jobs finished" in bench.run(*lines)
+
+
 def test_extra_words_and_a_choice_of_jobs(bench):
     lines = ["a X", "b X --read {a}/result.json", "c X"]
     printed = bench.run(*lines, EXTRA="--steps 1", ONLY="^b")
@@ -305,6 +316,9 @@ def test_slurm_gets_an_array_per_level_and_runs_its_tasks_by_the_same_rules(benc
     assert "submitted 3: 1 jobs, d to d" in printed
     assert "--dependency=afterany:1" in (tools / "sbatch.3").read_text()
     assert "b: in the queue as 1_1" in bench.run(*lines, code=1, **env | {"CHECK": "1"})
+    # a has run with other words, so that what needs it is not submitted
+    printed = bench.run("a X --steps 2", "e X --read {a}/result.json", code=1, **env)
+    assert "a is of another command" in printed and "submitted" not in printed and not bench.begun("e")
 
 
 def args_of(words: list[str]) -> SimpleNamespace:

@@ -128,6 +128,16 @@ def test_each_algorithms_better_way_of_acting_is_that_of_the_higher_average(tmp_
     assert (cql, bc) == ("10.0", "50.0")
 
 
+@pytest.mark.parametrize("whole", [1, 2])  # the seed whose evaluation was not cut off after the first way
+def test_the_better_way_of_acting_is_found_whichever_run_has_it(whole, tmp_path):
+    for seed in (1, 2):
+        path = make_run(tmp_path / "a", "saq_bc", seed, [10.0], other=[90.0]) / "result.json"
+        if seed != whole:
+            path.write_text(path.read_text().replace(', "sampled": [90.0]', ""))
+    _, _, tables = make_report(tmp_path / "b", tmp_path / "a", acting="best")
+    assert line(tables, "hopper-medium-v2")[2].startswith("50.0")
+
+
 def test_a_way_of_acting_that_one_run_lacks_has_no_average(tmp_path):
     for seed in (1, 2):
         folder = make_run(tmp_path / "a", "cql", seed, [10.0], other=[5.0])
@@ -259,7 +269,11 @@ def test_the_papers_averages_follow_from_its_rows():
         ({"dataset_path": "/d/lift.hdf5"}, "lift.hdf5"),
         ({"dataset_path": "/d/lift/ph/low_dim_v141.hdf5"}, "lift"),
         ({"dataset_path": "/d/can/mh/low_dim_v141.hdf5"}, "can-mh"),
+        ({"dataset_path": "/d/lift/mg/low_dim_sparse_v15.hdf5"}, "lift-mg"),
+        ({"dataset_path": "/d/lift/mg/low_dim_dense_v15.hdf5"}, "lift-mg-dense"),
         ({"dataset_path": "low_dim_v141.hdf5"}, "low_dim_v141"),
+        ({"dataset_path": "/d/cube-v0.npz", "env_id": "cube-singletask-v0"}, "cube-v0"),
+        ({"dataset_path": "/d/cube-v0.npz", "env_id": "cube-singletask-task3-v0"}, "cube-v0-task3"),
         ({"dataset_path": "/d/door-human-v0.hdf5"}, "door-human-v0"),
         ({"dataset_path": "/d/lift_scripted_low_dim.hdf5", "dataset_filter": "valid"}, "lift_scripted_low_dim (valid)"),
         ({"env_id": "D4RL/kitchen/complete-v2"}, "kitchen-complete-v0"),

@@ -6,7 +6,7 @@
 
 Kostrikov et al., ICLR 2022, equations 5 to 7. Departs from it where saq_iql.py departs from SAQ-IQL's paper, each by a
 flag: n-step targets, gamma and w by one rule for every task, observations standardized, Q and V layer-normalized, an
-average of the policy's weights acts, beta is near the 1/3 of SAQ-IQL's temperature; no cosine schedule, no dropout.
+average of the policy's weights acts, beta is about 1 / SAQ-IQL's temperature; no cosine schedule, no dropout.
 Data, evaluation and outputs are those of saq_iql.py.
 
     python benchmark/baselines/iql.py                                # this repository's demo dataset
