@@ -43,8 +43,8 @@ from tqdm import tqdm
 from vqvae import VQVAE, Standardize, ema_weight, follow, gradient_step, minimize, read_file, train_vqvae, write_file
 
 Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
-Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, np.inf)]  # with the bounds of parse_args
-Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, np.inf)], Annotated[int | None, (1, np.inf)]
+Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, 1e9)]  # with the bounds of parse_args
+Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, 1e9)], Annotated[int | None, (1, np.inf)]
 
 
 class Data(NamedTuple):
@@ -52,7 +52,7 @@ class Data(NamedTuple):
     dataset_path: str | None = None  # file in the layout of D4RL, robomimic or OGBench, instead of the id's own
     dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
     observation_keys: list[str] | None = None  # robomimic files; default: end effectors, grippers, object
-    max_episode_steps: Auto = None  # step limit of evaluation; default: the benchmark's
+    max_episode_steps: Auto = None  # limit of episodes, also in h and the value scale; default: the benchmark's
 
 
 class Method(NamedTuple):
@@ -75,7 +75,7 @@ class Method(NamedTuple):
     value_scale: Weight = 100.0  # largest discounted return of the data after scaling rewards; 0: no scaling
     expectile: Fraction = 0.7  # of V over the codes of the data; 0.5: their mean
     temperature: Positive = 3.0  # of the policy: low follows Q, high the behavior policy
-    behavior_floor: float = -1e3  # lower bound of log pi_b in the policy (the paper's code: -8)
+    behavior_floor: Annotated[float, (-np.inf, 0)] = -1e3  # least log pi_b in the policy (the paper's code: -8)
     tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
     acting: Literal["mean", "greedy", "sampled"] = "mean"  # decode the policy's mean, most probable code, or a sample
 
@@ -184,7 +184,7 @@ def parse_args(method):
             script, *saved = map(str, json.loads(Path(run, "args.json").read_text())["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"--resume {run}: not the folder of a run ({error})")
-        if Path(script).name != Path(sys.argv[0]).name or any(word.startswith("--vqvae-path") for word in words):
+        if Path(script).name != Path(sys.argv[0]).name or getattr(parts.method, "vqvae_path", None):
             fail(f"--resume {run}: it is a run of {script} with a VQ-VAE of its own; leave --vqvae-path out")
         parts, words = read(args=saved + words), saved + words
     args = SimpleNamespace(command=[sys.argv[0], *words])
@@ -225,7 +225,7 @@ class Run:
                 fail(f"--track: {error}; pip install wandb, then wandb login")
         self.writer = SummaryWriter(self.folder)
         self.save()
-        again = f"interrupted; to continue: {shlex.join(['python', sys.argv[0], '--resume', str(self.folder)])}"
+        again = f"interrupted; to continue: python {sys.argv[0]} --resume {shlex.quote(str(self.folder))}"
         signal.signal(signal.SIGINT, lambda *_: setattr(self, "interrupted", again))  # no error amid a step or a file
         print(*(f"{k} {v}," for k, v in self.flags.items() if k.endswith("_steps") and v), "writing to", self.folder)
 
@@ -258,18 +258,18 @@ class Run:
 
     def steps(self, phase, total, tag):
         """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
-        first = last = self.steps_done.get(phase, 0)
-        bar, since = tqdm(range(first + 1, total + 1), phase, total, False, initial=first, disable=None), time.time()
+        first, self.since = self.steps_done.get(phase, 0), time.time()  # evaluate moves it: SPS is of training
+        last, bar = first, tqdm(range(first + 1, total + 1), phase, total, False, initial=first, disable=None)
         for step in bar:
             yield step
             self.steps_done[phase] = step
             if step % 500 == 0 or step == total:
                 values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
                 bar.set_postfix(values)
-                rate, name = (step - last) / (time.time() - since), "SPS" if tag == "losses/" else f"SPS_{phase}"
+                rate, name = (step - last) / (time.time() - self.since), "SPS" if tag == "losses/" else f"SPS_{phase}"
                 self.curves.append((f"charts/{name}", rate, step))
                 self.curves += [(f"{tag}{name}", value, step) for name, value in values.items()]
-                last, since, values["seconds_left"] = step, time.time(), (total - step) / rate
+                last, self.since, values["seconds_left"] = step, time.time(), (total - step) / rate
                 if bar.disable and (step == 500 or step * 10 // total > (step - 500) * 10 // total or step == total):
                     print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
             if step % self.args.checkpoint_every == 0 or step == total or self.interrupted:
@@ -279,15 +279,15 @@ class Run:
 
     def evaluate(self, policy, acting, episodes, step=None, video=None):
         """Scores of `policy(observations, acting, generator)`; with a `step` it goes to the curves and eval.npz."""
-        generator = torch.Generator(self.generator.device).manual_seed(self.args.seed)
+        generator, start = torch.Generator(self.generator.device).manual_seed(self.args.seed), time.time()
 
         @torch.no_grad()
         def act(observations):
-            if self.interrupted:
+            if self.interrupted and step in (None, self.args.total_steps):  # an earlier step is saved first
                 sys.exit(self.interrupted)
             return policy(torch.as_tensor(observations).float().to(generator.device), acting, generator).cpu().numpy()
 
-        result = self.task.evaluate(act, episodes, self.args.seed, video)
+        result, self.since = self.task.evaluate(act, episodes, self.args.seed, video), self.since + time.time() - start
         if step is not None:
             for name, values in {"step": np.full(len(result["scores"]), step), **result}.items():
                 self.episodes.setdefault(name, []).extend(np.asarray(values).tolist())
@@ -331,8 +331,9 @@ if __name__ == "__main__":
     steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
     vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
-    if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
-        vqvae.load_weights(args.vqvae_path)
+    if args.vqvae_path:
+        args.vqvae_steps = 0
+        args.resume or vqvae.load_weights(args.vqvae_path)  # a resumed run's is in its checkpoint
     network = partial(mlp, vqvae.standardize, hidden_dim=args.hidden_dim, layer_norm=args.layer_norm)
     behavior, q, v = (network(outputs).to(device) for outputs in (args.codebook_size, args.codebook_size, 1))
     vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
@@ -349,10 +350,9 @@ if __name__ == "__main__":
         return vqvae.act(seen, logits, acting, generator)
 
     # The codebook, and the code of every action, once.
-    if not args.vqvae_path:
-        settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
-        settings |= dict(learner=(vqvae_learner, vqvae_adam), generator=generator, on_step=run.metrics.update)
-        train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
+    settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
+    settings |= dict(learner=(vqvae_learner, vqvae_adam), generator=generator, on_step=run.metrics.update)
+    train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
     print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
@@ -395,6 +395,6 @@ if __name__ == "__main__":
 
     facts = {"vqvae": quality, "reward_scale": scale, "gamma": gamma, "n_step": n_step}
     if held_out := [torch.from_numpy(column).to(device) for column in getattr(task, "held_out", ())]:
-        facts["held_out"] = vqvae.evaluate(*held_out, behavior_acting(held_out[0]))
+        facts["held_out"] = vqvae.evaluate(*held_out, torch.no_grad()(behavior_acting)(held_out[0]))
         print("held out:", ", ".join(f"{name} {value:.4g}" for name, value in facts["held_out"].items()))
     run.finish(policy, ("mean", "greedy", "sampled"), {"q": q_acting, "v": v, "behavior": behavior_acting}, facts)

@@ -190,7 +190,7 @@ class VQVAE(nn.Module):
         return model.to(device)
 
     def load_weights(self, path: str | os.PathLike) -> None:
-        """Take the weights that `save` wrote. Raises what `load` does, and OSError, too, if they are of other data."""
+        """Take the weights that `save` wrote. Raises OSError as `load` does, or if sizes or the normalizer differ."""
         saved = self.load(path, self.codebook.device)
         if saved.config != self.config:
             raise OSError(f"{path} has {saved.config}, this run needs {self.config}")

@@ -77,6 +77,22 @@ def test_ctrl_c_says_how_to_continue(tmp_path):
     assert words[2:] == ["--resume", str(only_run(tmp_path / "my runs").relative_to(tmp_path))]
 
 
+def test_ctrl_c_amid_an_evaluation_loses_no_steps(checkpointed):
+    """That of an earlier step goes on, since its steps are saved behind it. Its time is not that of training."""
+
+    def evaluate(act, *_):
+        time.sleep(0.1)
+        return dict.fromkeys(("scores", "returns", "lengths", "seeds"), act(np.full((1, 3), 7.0))[:, 0])
+
+    checkpointed.args, checkpointed.task = SimpleNamespace(seed=1, total_steps=10), SimpleNamespace(evaluate=evaluate)
+    checkpointed.interrupted, checkpointed.since = "interrupted", 0.0
+    assert checkpointed.evaluate(lambda seen, *_: seen, "mean", 1, step=5) == [7.0]
+    assert 0.1 <= checkpointed.since < 10
+    for step in (10, None):
+        with pytest.raises(SystemExit, match="interrupted"):
+            checkpointed.evaluate(lambda seen, *_: seen, "mean", 1, step)
+
+
 def test_two_processes_do_not_write_to_one_run(folder, finished):
     with FileLock(folder / "lock"):
         one_line(run("--resume", folder, "--total-steps=80", code=2), folder / "lock")

@@ -186,7 +186,7 @@ def test_the_algorithms_train_the_same_vqvae_and_share_it(runs_of, tmp_path):
     files = [runs_of(algorithm)[0] / "vqvae.pt" for algorithm in ALGORITHMS]
     given = shutil.copy(files[0], tmp_path)
     done = run(*small("saq_iql"), f"--vqvae-path={given}", folder=tmp_path, algorithm="saq_iql")
-    assert "vqvae 40/40" not in done.stdout
+    assert "vqvae 40/40" not in done.stdout and "vqvae_steps" not in done.stdout
     folder = only_run(tmp_path / "runs")
     os.remove(given)
     run("--resume", folder, "--total-steps=80", algorithm="saq_iql")  # the checkpoint has it
@@ -358,6 +358,8 @@ def bad_input(tmp_path, finished, other_algorithm):
         ),
         "VQ-VAE of other observations": ([*SMALL, vqvae, "--no-standardize"], ["vqvae.pt", "--standardize"]),
         "resume with another VQ-VAE": ([f"--resume={folder}", vqvae], ["leave --vqvae-path out"]),
+        "the same, spelled otherwise": ([f"--resume={folder}", "--vqvae_path=x.pt"], ["leave --vqvae-path out"]),
+        "an infinite rate": (["--learning-rate=inf"], ["--learning-rate must be between"]),
         "resume nothing": (["--resume=nowhere"], ["not the folder of a run"]),
         "resume another algorithm": ([f"--resume={other_algorithm}"], ["saq_iql.py"]),
         "resume a truncated checkpoint": ([f"--resume={broken}"], ["checkpoint.pt is damaged"]),
