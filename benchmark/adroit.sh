@@ -49,7 +49,7 @@ list_jobs() {
             fi
         done
 
-        # Continuous actions. IQL: the settings of its paper for adroit. CQL: the alphas of its paper and of its
+        # Continuous actions. IQL: expectile and beta of its paper for adroit. CQL: the alphas of its paper and of its
         # reimplementations. BRAC: the SAQ authors' scripts, which take 5M and 2M steps.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
         flags="$common --value-scale 0 --gamma 0.99 --n-step 1 --tau 0.005"

@@ -63,6 +63,8 @@ def main(args: Args) -> None:
         except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             fail(f"{folder} is not the folder of a finished run of saq_*.py ({error})")
         known = model["args"]
+        if known["env_id"] == "none":
+            fail(f"{folder} is of data without an environment: its result.json has these errors")
         names = tuple(known["observation_keys"] or ())
         own = read(known["env_id"], known["dataset_path"], known["dataset_filter"], names)
         other = read(known["env_id"], args.dataset_path, args.dataset_filter, names)

@@ -34,7 +34,7 @@ list_jobs() {
                 "--alpha $alpha --backup greedy --bc-steps 0 --target-period 200 --acting greedy"
         done
 
-        # Continuous actions. IQL: the settings of its paper for locomotion. CQL: the alphas of its paper and reimplementations.
+        # Continuous actions. IQL: expectile and beta of its paper for locomotion. CQL: the alphas of its paper and reimplementations.
         echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
         flags="$common --value-scale 0 --gamma 0.99 --n-step 1 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"

@@ -62,8 +62,9 @@ def change_of(run: Run) -> str:
 
 
 def title_of(change: str) -> str:
-    """A change's title; several at once are the paper's recipe."""
-    return PAPER if " " in change else change and f"`{change}`"
+    """A change's title; the paper's recipe is many."""
+    paper = {"learning_rate=0.0003", "standardize=false", "ema_decay=0.0"} <= set(change.split())
+    return PAPER if paper else change and f"`{change}`"
 
 
 def compare(default: list[Run], changed: list[Run], ways: tuple[str, str], resamples: int) -> dict[str, Any] | None:

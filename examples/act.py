@@ -1,5 +1,7 @@
 """Act with a finished run of any saq_*.py: replay the first episodes of its evaluation and print their returns.
 
+With `--acting sampled` it starts alike and draws other codes.
+
 python examples/act.py RUN_DIR [EPISODES]
 """
 

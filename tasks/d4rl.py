@@ -145,8 +145,10 @@ def read_d4rl(path: Path, max_episode_steps: int) -> tuple[dict[str, np.ndarray]
             start, steps = end + 1, 0 if timeouts[end] else 1
     ends = terminals | timeouts
     if "next_observations" in rows:
-        finished = ends[-1]
+        finished, marked = ends[-1], ends.sum()
         order, ends = trajectory_order(rows["observations"], rows["next_observations"], ends)
+        if (loose := ends.sum() - marked) > 1:  # the last trajectory of a file may be unfinished
+            print(f"{path}: no row observes the next observation of {loose} rows; a trajectory ends at each")
         for key, values in rows.items():
             rows[key] = values[order]
         ends[-1] = finished or order[-1] != count - 1

@@ -102,4 +102,13 @@ class OGBench(Task):
         if render_mode:
             settings["render_mode"] = render_mode
         with quiet():
-            return EndAtSuccess(package().make_env_and_datasets(self.env_id, env_only=True, **settings))
+            return EndAtSuccess(FromSeed(package().make_env_and_datasets(self.env_id, env_only=True, **settings)))
+
+
+class FromSeed(gym.Wrapper):
+    """Resets that seed numpy's global generator, too, from which OGBench's mazes draw start and goal."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            np.random.seed(seed)  # noqa: NPY002
+        return self.env.reset(seed=seed, options=options)

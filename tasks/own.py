@@ -27,7 +27,7 @@ class Own(Task):
 
     @functools.cached_property
     def contents(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        rows, returns = read_d4rl(self.path, self.max_episode_steps or 1000)
+        rows, returns = read_d4rl(self.path, self.max_episode_steps or 10**9)  # no limit, no cuts
         if len(rows["ends"]) < 2:
             fail(f"{self.path} has too few transitions: one to train on and one to hold out are needed")
         lengths = np.diff(np.flatnonzero(np.append(rows["ends"][:-1], True)), prepend=-1)
@@ -58,6 +58,7 @@ class Own(Task):
         kept = trajectory % 10 != 9 if ends.sum() >= 10 else trajectory != ends.sum() - 1
         self.held_out = data["observations"][~kept], data["actions"][~kept]
         self.held_out_ends = np.flatnonzero(ends[~kept])
+        self.eval_episodes = len(self.held_out_ends)
         return {key: column[kept] for key, column in data.items()}
 
     def evaluate(
@@ -65,14 +66,15 @@ class Own(Task):
     ) -> dict[str, np.ndarray]:
         """The arrays of `Task.evaluate`, with one entry per held-out trajectory, for the first `episodes` of them.
 
-        A return is minus the squared error of the actions, summed over dimensions, mean over steps. Seeds are numbers
-        of trajectories.
+        A return is minus the squared error of the actions, summed over dimensions and steps, over the mean number of
+        steps, so that the mean return weighs all steps alike. Seeds are numbers of trajectories.
         """
         ends = self.held_out_ends[: episodes or self.eval_episodes]
         observations, actions = (column[: ends[-1] + 1] for column in self.held_out)
         chosen = np.concatenate([act(policy, observations[i : i + 1024]) for i in range(0, len(actions), 1024)])
         lengths = np.diff(ends, prepend=-1)
-        returns = -np.add.reduceat(np.square(chosen - actions).sum(1, dtype=float), ends + 1 - lengths) / lengths
+        returns = -np.add.reduceat(np.square(chosen - actions).sum(1, dtype=float), ends + 1 - lengths)
+        returns /= lengths.mean()
         scores = 100 * (1 + returns / (self.variance() or 1.0))
         return {"seeds": np.arange(len(ends)), "returns": returns, "lengths": lengths, "scores": scores}
 

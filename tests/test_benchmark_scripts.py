@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -373,6 +374,23 @@ def test_every_dataset_of_the_papers_tables_is_there(shared_datasets):
     for row in rows:
         name = row.replace("tool-hang", "tool_hang").removesuffix("-v0").removesuffix("-v2")
         assert any(name in env_id.removeprefix("D4RL/").replace("/", "-") for env_id in ids), row
+
+
+@pytest.mark.parametrize("script", ["small", "study", "ablation"])
+def test_the_folder_of_datasets_must_exist_and_may_have_a_space_in_its_name(tmp_path, script):
+    command = [ROOT / "benchmark" / f"{script}.sh"]
+    env = os.environ | {"DRY": "1", "RUNS_DIR": str(tmp_path), "DATASETS_DIR": str(tmp_path / "my data")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (
+        2,
+        "",
+        1,
+    ) and "my data is no folder" in done.stderr
+    path = tmp_path / "my data" / "hopper-medium-expert-sb3-v0.hdf5"
+    path.parent.mkdir()
+    path.touch()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert {args_of(shlex.split(line)).dataset_path for line in done.stdout.splitlines()[::20]} == {None, str(path)}
 
 
 def test_the_other_scripts_commands_parse_and_their_steps_can_be_set(tmp_path):

@@ -60,7 +60,15 @@ def test_errors_on_both_datasets_are_those_by_hand(tmp_path):
 
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path):
-    for runs, message in [((tmp_path,), "not the folder of a finished run"), ((), "at least one folder")]:
+    write_run(tmp_path / "own", 0)  # of data without an environment, whose units are the file's own
+    model = torch.load(tmp_path / "own" / "model.pt", weights_only=True)
+    model["args"]["env_id"] = "none"
+    torch.save(model, tmp_path / "own" / "model.pt")
+    for runs, message in [
+        ((tmp_path,), "not the folder of a finished run"),
+        ((), "at least one folder"),
+        ((tmp_path / "own",), "its result.json has these errors"),
+    ]:
         done = held_out(*runs, "--dataset-path", DEMO)
         assert done.returncode == 2 and message in done.stderr
         assert len(done.stderr.splitlines()) == 1

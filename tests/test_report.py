@@ -335,7 +335,8 @@ def test_study_sets_each_change_beside_the_defaults(tmp_path):
     with pytest.raises(SystemExit) as stop:
         study.main(study.Args((str(tmp_path / "alone"),), str(tmp_path / "a"), resamples=50))
     assert stop.value.code == 2 and not (tmp_path / "a").exists()
-    make_run(tmp_path, "saq_iql", 0, [3.0], **base | {"learning_rate": 3e-4, "layer_norm": False, "acting": "sampled"})
+    recipe = {"learning_rate": 3e-4, "standardize": False, "ema_decay": 0.0, "acting": "sampled"}
+    make_run(tmp_path, "saq_iql", 0, [3.0], **base | recipe)
     make_run(tmp_path, "saq_bc", 0, [5.0], other=[6.0], way="greedy", **base)
     make_run(tmp_path, "saq_bc", 0, [7.0], other=[9.0], **base | {"layer_norm": False, "acting": "greedy"})
     make_run(tmp_path, "saq_bc", 0, [9.0], other=[7.0], way="greedy", **base | {"layer_norm": False})  # the same again

@@ -163,6 +163,16 @@ def test_with_next_observations_every_row_is_a_transition(tmp_path):
     assert np.flatnonzero(data["ends"]).tolist() == [4, 11, 19]
 
 
+def test_next_observations_that_no_row_observes_are_said(tmp_path, capsys):
+    rows = walks()
+    load(write(tmp_path / "data.hdf5", rows))
+    assert capsys.readouterr().out == ""  # the last trajectory is unfinished, no more
+    rows["next_observations"] = rows["next_observations"] + 1e-4
+    _, data = load(write(tmp_path / "data.hdf5", rows))
+    assert "no row observes the next observation of 18 rows; a trajectory ends at each" in capsys.readouterr().out
+    assert data["ends"].all()
+
+
 @pytest.mark.parametrize("marked", [True, False])
 def test_rows_out_of_order_are_put_in_order(tmp_path, marked):
     rows = walks()

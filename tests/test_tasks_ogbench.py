@@ -139,6 +139,24 @@ def test_evaluations_are_equal_with_one_seed_and_differ_with_two(tmp_path):
     assert (np.abs(first - evaluate(-1)).max(2) > 1e-3).all()  # below 0, which the environment itself refuses
 
 
+def test_the_starts_of_a_maze_are_those_of_the_seeds(tmp_path):
+    """OGBench's mazes draw them from numpy's global generator, which is the same in every process of an evaluation."""
+    task = tasks.make("pointmaze-medium-navigate-singletask-v0", write(tmp_path / "data.npz", play()))
+    task.max_episode_steps = 1
+
+    def starts():
+        seen = []
+        task.evaluate(lambda observations: seen.append(observations) or np.zeros((len(observations), 2)), 3)
+        return seen[0]
+
+    first = starts()
+    assert len(np.unique(first, axis=0)) == 3
+    np.random.random(5)  # noqa: NPY002
+    np.testing.assert_array_equal(first, starts())
+    env = task.env()
+    np.testing.assert_array_equal(first[1], env.reset(seed=10_001)[0].astype(np.float32))
+
+
 def changed(key, change):
     rows = play()
     rows[key] = change(rows[key])

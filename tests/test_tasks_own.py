@@ -82,6 +82,32 @@ def test_policies_are_judged_by_the_squared_error_of_held_out_actions(tmp_path, 
     assert f"{variance / 4:.4g}, 25.0% of their variance" in capsys.readouterr().out
 
 
+def test_the_score_is_the_share_of_variance_however_long_trajectories_are(tmp_path):
+    path, _ = write(tmp_path / "data.hdf5", 20)
+    with h5py.File(path, "r+") as file:
+        file["timeouts"][9 * 20 + 2] = True  # the tenth has 3 steps, the others 20
+    task = tasks.make("none", path)
+    task.dataset()
+    _, actions = task.held_out
+    mean = task.evaluate(lambda batch: np.tile(actions.mean(0), (len(batch), 1)))
+    assert mean["lengths"].tolist() == [3, 20] and mean["scores"].mean() == pytest.approx(0, abs=1e-4)
+
+
+def test_all_that_is_held_out_is_evaluated_by_default(tmp_path):
+    task = tasks.make("none", write(tmp_path / "data.hdf5", 1010, length=2)[0])
+    task.dataset()
+    assert task.eval_episodes == 101 == len(task.evaluate(lambda batch: np.zeros((len(batch), 2)))["scores"])
+
+
+def test_no_limit_cuts_a_long_trajectory(tmp_path):
+    path, _ = write(tmp_path / "data.hdf5", 2, length=1500)
+    with h5py.File(path, "r+") as file:
+        file["terminals"][-1] = True
+        del file["timeouts"], file["next_observations"]
+    task = tasks.make("none", path)
+    assert len(task.dataset()["ends"]) == 2699 and len(task.held_out[0]) == 300 and task.max_episode_steps == 2999
+
+
 @pytest.mark.parametrize("count, following", [(0, True), (1, True), (1, False), (2, False)])
 def test_less_than_two_transitions_are_one_line(tmp_path, capsys, count, following):
     path, _ = write(tmp_path / "data.hdf5", count, length=1)

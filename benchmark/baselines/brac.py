@@ -8,7 +8,8 @@
 pi and pi_b are Gaussians behind the same tanh, a bijection, so that their KL is that of the Gaussians and has a closed
 form, where BRAC (Wu et al., 2019, section 3) estimates it from samples. pi starts as pi_b. Departs from BRAC where
 saq_brac.py departs from the paper, each by a flag: n-step targets, gamma and w by one rule for every task, observations
-standardized, Q layer-normalized, an average of the weights acts. Data, evaluation and outputs are those of saq_brac.py.
+standardized, every network layer-normalized, weight decay, an average of the weights acts. Data, evaluation and outputs
+are those of saq_brac.py.
 
     python benchmark/baselines/brac.py                                # this repository's demo dataset
     python benchmark/baselines/brac.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists

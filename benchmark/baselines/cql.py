@@ -9,8 +9,8 @@ The 3n actions a_j of every state come from the uniform distribution, from pi(.|
 densities: what SAQ-CQL sums over K codes is estimated here. So is its way of acting, by `--acting softmax`.
 
 Kumar et al., NeurIPS 2020, equation 4 and appendix F. Departs from it where saq_cql.py departs from SAQ-CQL's paper,
-each by a flag: n-step targets, gamma and w by one rule for every task, observations standardized, Q layer-normalized,
-an average of the policy's weights acts. Data, evaluation and outputs are those of saq_cql.py.
+each by a flag: n-step targets, gamma and w by one rule for every task, observations standardized, every network
+layer-normalized, weight decay, an average of the policy's weights acts. Data, evaluation and outputs are saq_cql.py's.
 
     python benchmark/baselines/cql.py                                # this repository's demo dataset
     python benchmark/baselines/cql.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
@@ -44,7 +44,7 @@ class Method(NamedTuple):
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
-    weight_decay: Weight = 1e-3  # AdamW's, for Q
+    weight_decay: Weight = 1e-3  # AdamW's, for Q (the paper: 0)
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
     ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)

@@ -5,9 +5,9 @@
     policy      mean -min (exp (beta u), 100) log pi(a|s),  pi(a|s) = N(mean(s), diag std^2);  acts by its mean
 
 Kostrikov et al., ICLR 2022, equations 5 to 7. Departs from it where saq_iql.py departs from SAQ-IQL's paper, each by a
-flag: n-step targets, gamma and w by one rule for every task, observations standardized, Q and V layer-normalized, an
-average of the policy's weights acts, beta is about 1 / SAQ-IQL's temperature; no cosine schedule, no dropout.
-Data, evaluation and outputs are those of saq_iql.py.
+flag: n-step targets, gamma and w by one rule for every task, observations standardized, every network layer-normalized,
+weight decay, an average of the policy's weights acts, beta is about 1 / SAQ-IQL's temperature; no cosine schedule, no
+dropout. Data, evaluation and outputs are those of saq_iql.py.
 
     python benchmark/baselines/iql.py                                # this repository's demo dataset
     python benchmark/baselines/iql.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
@@ -39,7 +39,7 @@ class Method(NamedTuple):
     batch_size: Count = 256  # transitions per gradient step
     hidden_dim: Count = 256  # width of the hidden layers of every network
     learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
-    weight_decay: Weight = 1e-3  # AdamW's, for Q
+    weight_decay: Weight = 1e-3  # AdamW's, for Q (the paper: 0)
     standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
     layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
     ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
