@@ -320,6 +320,7 @@ if __name__ == "__main__":
     args = parse_args(Method)
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
+    torch.set_flush_denormal(True)  # moments of dead units get subnormal, which slows a CPU down
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
     torch.manual_seed(args.seed)
@@ -334,8 +335,7 @@ if __name__ == "__main__":
     if args.vqvae_path:
         args.vqvae_steps = 0
         args.resume or vqvae.load_weights(args.vqvae_path)  # a resumed run's is in its checkpoint
-    network = partial(mlp, vqvae.standardize, hidden_dim=args.hidden_dim, layer_norm=args.layer_norm)
-    behavior, q, v = (network(outputs).to(device) for outputs in (args.codebook_size, args.codebook_size, 1))
+    behavior, q, v = (mlp(vqvae.standardize, n, *sizes[1:]).to(device) for n in [args.codebook_size] * 2 + [1])
     vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)

@@ -86,7 +86,8 @@ def on_gpu(steps: int, figures: list[float]) -> Iterator[int]:
 def main(args: Args) -> None:
     """Print a line a phase."""
     torch.set_num_threads(args.threads)
-    torch.set_float32_matmul_precision("high")  # as the algorithm files do
+    torch.set_float32_matmul_precision("high")  # as the algorithm files do, and so the next line
+    torch.set_flush_denormal(True)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_default_device(device)

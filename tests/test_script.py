@@ -175,6 +175,16 @@ def test_the_same_command_gives_the_same_bits(runs_of, tmp_path, algorithm):
     same(folder, only_run(tmp_path / "runs"))
 
 
+@pytest.mark.parametrize("script", ["saq_bc.py", "benchmark/baselines/cql.py"])
+def test_subnormal_numbers_which_are_slow_are_flushed_to_zero(script, tmp_path):
+    path = ROOT / script
+    program = f"import runpy, sys, torch; sys.argv[0] = {str(path)!r}; sys.path.insert(0, {str(path.parent)!r}); "
+    program += "runpy.run_path(sys.argv[0], run_name='__main__'); print(torch.tensor([1e-38]) * 0.1)"
+    flags = ["--total-steps=1", "--final-eval-episodes=1", *["--vqvae-steps=1"] * script.startswith("saq")]
+    done = subprocess.run([sys.executable, "-c", program, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("tensor([0.])\n"), done.stdout + done.stderr
+
+
 def test_another_seed_gives_other_bits(finished, tmp_path):
     folder, _ = finished
     run(*SMALL, "--seed=2", folder=tmp_path)
