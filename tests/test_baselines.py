@@ -1,8 +1,10 @@
 """The continuous baselines: losses against brute force, a known MDP, and the scripts as a user runs them."""
 
 import ast
+import inspect
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ sys.path.insert(0, str(FOLDER))
 
 from bc import GaussianPolicy, bc_loss, default_steps  # noqa: E402  (the baselines are scripts, not a package)
 from brac import behavior_loss, brac_loss  # noqa: E402
-from cql import TanhGaussianPolicy, TwinQ, cql_loss, n_step_transitions, softmax_mean  # noqa: E402
+from cql import TanhGaussianPolicy, TwinQ, cql_loss, n_step_returns, n_step_transitions, softmax_mean  # noqa: E402
 from iql import iql_loss, mlp  # noqa: E402
 
 from vqvae import Standardize  # noqa: E402
@@ -352,11 +354,18 @@ CASES = [([], 20, 20, 1), ([], 300, 100, 2), ([97, 98, 99], 20, 20, 1), ([50, 51
 def test_gamma_and_n_are_those_of_the_algorithm_files(terminals, limit, h, n):
     """Trajectories of 100 steps; as in tests/test_copied.py, a goal that is left again makes them play."""
     data = {"rewards": torch.ones(1000), "terminals": torch.zeros(1000), "ends": torch.arange(1000) % 100 == 99}
-    data |= {"observations": torch.zeros(1000, 3), "next_observations": torch.zeros(1000, 3)}
+    data |= {"observations": torch.zeros(1000, 3), "next_observations": torch.randn(1000, 3)}
     data["actions"] = torch.zeros(1000, 2)
     data["terminals"][terminals] = 1
     args, task = SimpleNamespace(gamma=None, n_step=None, value_scale=100.0), SimpleNamespace(max_episode_steps=limit)
-    _, facts = n_step_transitions(args, data, task)
+    transitions, facts = n_step_transitions(args, data, task)
+    returns, last, discounts = n_step_returns(data, facts["gamma"], n)
+    assert torch.equal(transitions["returns"], facts["reward_scale"] * returns)
+    assert torch.equal(transitions["discounts"], discounts)
+    assert torch.equal(transitions["next_observations"], data["next_observations"][last])
+    rule = re.findall(r"^    (?:play|gamma|largest|scale).*", inspect.getsource(n_step_transitions), re.M)
+    sources = [(ROOT / f"saq_{name}.py").read_text().splitlines() for name in ("iql", "cql", "brac")]
+    assert len(rule) == 4 and all(set(rule) <= set(source) for source in sources)
     assert (facts["gamma"], facts["n_step"]) == (pytest.approx(1 - 1 / h), n)
 
 

@@ -123,11 +123,12 @@ def checkpointed(tmp_path):
 
 def test_a_checkpoint_is_loaded_as_it_was_saved(checkpointed):
     before = copy.deepcopy(checkpointed.networks.state_dict())
-    checkpointed.steps_done, checkpointed.episodes = {}, {}
+    checkpointed.steps_done, checkpointed.episodes, checkpointed.start = {}, {}, 0.0
     torch.nn.init.zeros_(checkpointed.networks["q"].weight)
     checkpointed.load()
     torch.testing.assert_close(checkpointed.networks.state_dict(), before)
     assert (checkpointed.steps_done, checkpointed.episodes) == ({"rl": 5}, {"step": [5]})
+    assert checkpointed.start < 0.0  # by the seconds of before
 
 
 @pytest.mark.parametrize(
@@ -229,6 +230,7 @@ def test_data_without_an_environment(tmp_path, algorithm):
     result = json.loads((only_run(tmp_path / "runs") / "result.json").read_text())
     assert len(result["normalized_scores"]) == 4 and max(result["normalized_scores"]) < 100  # of 40 trajectories
     assert "squared error of held-out actions" in done.stdout
+    assert len({tuple(scores) for scores in result["scores"].values()}) == len(result["scores"])  # a way of acting each
     args = torch.load(only_run(tmp_path / "runs") / "model.pt", weights_only=True)["args"]
     np.testing.assert_allclose([args["action_low"], args["action_high"]], [[0, 700], [1, 1300]], rtol=1e-5)
     if algorithm == "saq_bc":

@@ -135,9 +135,10 @@ def test_observations_are_standardized_inside():
     torch.manual_seed(1)
     standardized = make(mean=3.0, std=0.5)
     observations, actions = batch()
-    torch.testing.assert_close(
-        standardized.encode(observations * 0.5 + 3.0, actions), raw.encode(observations, actions)
-    )
+    seen, codes = observations * 0.5 + 3.0, raw.encode(observations, actions)
+    torch.testing.assert_close(standardized.encode(seen, actions), codes)
+    torch.testing.assert_close(standardized.decode(seen, codes), raw.decode(observations, codes))
+    torch.testing.assert_close(standardized.loss(seen, actions), raw.loss(observations, actions))
 
 
 def test_a_model_for_data_standardizes_by_their_mean_and_deviation_or_not_at_all():
@@ -202,10 +203,22 @@ def test_restart_moves_the_unused_codes_and_no_other():
     before = model.codebook.detach().clone()
     used = torch.bincount(model.encode(observations, actions), minlength=16) > 0
     assert not used[8:].any()
-    restart_unused_codes(model, model.embed(observations, actions))
+    z, codes = model.embed(observations, actions), model.encode(observations, actions)
+    restart_unused_codes(model, z)
+    beside = before[codes[:16]] + 0.1 * (z[:16] - before[codes[:16]])
+    torch.testing.assert_close(model.codebook.detach(), torch.where(used[:, None], before, beside))
     moved = (model.codebook != before).any(1)
     torch.testing.assert_close(moved, ~used)
     assert model.evaluate(observations, actions)["codes_used"] > used.sum()
+
+
+@pytest.mark.parametrize("restart_every", [0, 2])
+def test_unused_codes_are_restarted_while_training_or_never(monkeypatch, restart_every):
+    calls, (observations, actions) = [], batch(200)
+    for name in ("initialize_codebook", "restart_unused_codes"):
+        monkeypatch.setattr(f"vqvae.{name}", lambda model, z, name=name: calls.append(name))
+    train_vqvae(make(), observations, actions, 5, restart_every=restart_every)
+    assert calls == (["initialize_codebook", *["restart_unused_codes"] * 2] if restart_every else [])
 
 
 def multimodal_data(rows=4000):
@@ -244,7 +257,7 @@ def test_training_in_two_parts_gives_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values()))
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.9, 0.9995])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9995])
 def test_what_is_trained_is_the_average_of_the_learners_weights(decay):
     observations, actions = multimodal_data()
     model = VQVAE(5, 3, codebook_size=8, embedding_dim=16, hidden_dim=16)
