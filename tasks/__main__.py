@@ -4,6 +4,7 @@ python -m tasks
 python -m tasks hopper-medium-v2
 """
 
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,8 @@ def describe(args: Args) -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `python -m tasks | head` ends without a word
     args = tyro.cli(Args, prog="python -m tasks")
     if args.env_id or args.dataset_path:
         describe(args)

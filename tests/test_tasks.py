@@ -262,6 +262,14 @@ def test_importing_tasks_is_light():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_a_reader_of_the_list_may_stop_early():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-m", "tasks"], cwd=ROOT, **pipes)
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == b""
+    process.wait()
+
+
 def test_the_list_has_every_id_its_file_and_whether_it_is_here(tmp_path):
     path = write(tmp_path / "hopper_medium-v2.hdf5", hopper_rows())
     (tmp_path / "minari" / "D4RL" / "pen" / "human-v2" / "data").mkdir(parents=True)
