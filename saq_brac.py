@@ -375,8 +375,9 @@ if __name__ == "__main__":
     returns, last, discounts = n_step_returns(data, gamma, n_step)
     transitions = {"observations": observations, "codes": codes, "returns": scale * returns, "discounts": discounts}
     transitions["next_observations"] = data["next_observations"][last]
-    log_pi_b = torch.no_grad()(lambda states: behavior_acting(states).log_softmax(1))  # looked up, too
-    transitions["next_log_pi_b"] = torch.cat([log_pi_b(s) for s in transitions["next_observations"].split(16384)])
+    transitions["next_log_pi_b"] = torch.empty(len(codes), args.codebook_size, device=device)  # looked up, too
+    for rows, chunk in zip(transitions["next_log_pi_b"].split(16384), transitions["next_observations"].split(16384)):
+        rows.copy_(behavior_acting(chunk).log_softmax(1).detach())
 
     @gradient_step(q_adam, generator, len(codes), args.batch_size, args.compile)
     def q_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:

@@ -376,9 +376,9 @@ if __name__ == "__main__":
     returns, last, discounts = n_step_returns(data, gamma, n_step)
     transitions = {"observations": observations, "codes": codes, "returns": scale * returns, "discounts": discounts}
     transitions["next_observations"] = data["next_observations"][last]
-    log_pi_b = torch.no_grad()(lambda states: behavior_acting(states).log_softmax(1))  # looked up, too
     for name, states in (("log_pi_b", observations), ("next_log_pi_b", transitions["next_observations"])):
-        transitions[name] = torch.cat([log_pi_b(s) for s in states.split(16384)])
+        table = transitions[name] = torch.empty(len(codes), args.codebook_size, device=device)  # looked up, too
+        [t.copy_(behavior_acting(s).log_softmax(1).detach()) for t, s in zip(table.split(16384), states.split(16384))]
 
     @gradient_step(q_adam, generator, len(codes), args.batch_size, args.compile)
     def q_step(rows: torch.Tensor, ema: torch.Tensor, moved: torch.Tensor) -> Batch:
