@@ -302,9 +302,10 @@ def submit(jobs: list[Job], at_once: str, options: list[str]) -> int:
         level[job.name] = 1 + max((level[need] for need in job.needs), default=-1)
         if (place := job.read("slurm.txt")) in queue:
             arrays[job.name] = place.partition("_")[0]
-    blocked = set()  # in conflict, or in need of such a job
+    conflicts = {job.name: conflict for job in jobs if (conflict := job.conflict())}
+    blocked = set(conflicts)  # and what needs them
     for job in jobs:
-        if job.conflict() or blocked & set(job.needs):
+        if blocked & set(job.needs):
             blocked.add(job.name)
     todo = [job for job in jobs if job.name not in arrays and not finished(job.name) and job.name not in blocked]
     for depth in sorted({level[job.name] for job in todo}):
@@ -325,8 +326,8 @@ def submit(jobs: list[Job], at_once: str, options: list[str]) -> int:
                 job.folder.mkdir(parents=True, exist_ok=True)
                 (job.folder / "slurm.txt").write_text(f"{number}_{index}\n")
     print("the queue: squeue --me; what is finished and what failed: CHECK=1 in place of SLURM=1")
-    conflicts = [f"  {job.name}: {conflict}" for job in jobs if (conflict := job.conflict())]
-    print(*conflicts, sep="\n", end="\n" if conflicts else "")
+    for name, conflict in conflicts.items():
+        print(f"  {name}: {conflict}")
     return 1 if conflicts else 0
 
 

@@ -381,11 +381,8 @@ def test_the_folder_of_datasets_must_exist_and_may_have_a_space_in_its_name(tmp_
     command = [ROOT / "benchmark" / f"{script}.sh"]
     env = os.environ | {"DRY": "1", "RUNS_DIR": str(tmp_path), "DATASETS_DIR": str(tmp_path / "my data")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (
-        2,
-        "",
-        1,
-    ) and "my data is no folder" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "my data is no folder" in done.stderr
     path = tmp_path / "my data" / "hopper-medium-expert-sb3-v0.hdf5"
     path.parent.mkdir()
     path.touch()
