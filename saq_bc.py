@@ -182,10 +182,9 @@ class Run:
         print(*(f"{k} {v}," for k, v in self.flags.items() if k.endswith("_steps") and v), "writing to", self.folder)
 
     def save(self):
-        states = {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}
-        states["optimizers"] = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
-        states |= {"steps_done": self.steps_done, "episodes": self.episodes, "seconds": time.time() - self.start}
-        states["dataset"] = vars(self.args).get("dataset")
+        states = {"optimizers": [o.state_dict()["state"] for o in self.optimizers], "seconds": time.time() - self.start}
+        states |= {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}
+        states |= {"dataset": vars(self.args).get("dataset"), "steps_done": self.steps_done, "episodes": self.episodes}
         write_file(self.folder / "checkpoint.pt", partial(torch.save, states))
         while self.curves:  # only now, so that a resumed run writes no step twice
             self.writer.add_scalar(*self.curves.pop(0))
@@ -211,16 +210,17 @@ class Run:
     def steps(self, phase, total, tag):
         """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
         first, self.since = self.steps_done.get(phase, 0), time.time()  # evaluate moves it: SPS is of training
-        last, bar = first, tqdm(range(first + 1, total + 1), phase, total, False, initial=first, disable=None)
+        last, bar = first, tqdm(range(first + 1, total + 1), phase, total, leave=False, initial=first, disable=None)
         for step in bar:
             yield step
             self.steps_done[phase] = step
             if step % 500 == 0 or step == total:
                 values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
+                if not np.isfinite([*values.values()]).all():
+                    fail(f"{phase} has diverged by step {step}: {values}; try a lower --learning-rate")
                 bar.set_postfix(values)
                 rate, name = (step - last) / (time.time() - self.since), "SPS" if tag == "losses/" else f"SPS_{phase}"
-                self.curves.append((f"charts/{name}", rate, step))
-                self.curves += [(f"{tag}{name}", value, step) for name, value in values.items()]
+                self.curves += [(f"charts/{name}", rate, step), *((tag + k, v, step) for k, v in values.items())]
                 last, self.since, values["seconds_left"] = step, time.time(), (total - step) / rate
                 if bar.disable and (step == 500 or step * 10 // total > (step - 500) * 10 // total or step == total):
                     print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
@@ -251,11 +251,11 @@ class Run:
     def finish(self, policy, ways, modules, facts):
         """Evaluate every way of acting, and write model.pt (`modules`), result.json (also `facts`) and video.gif."""
         args, trained, scores = self.args, time.time() - self.start, {}
-        for acting in sorted(ways, key=args.acting.__ne__):  # the one that was asked for first
-            kept = () if scores else (args.total_steps, args.capture_video and self.folder / "video.gif")
-            scores[acting] = self.evaluate(policy, acting, args.final_eval_episodes, *kept)
         model = {"args": self.flags} | {name: module.state_dict() for name, module in modules.items()}
         write_file(self.folder / "model.pt", partial(torch.save, model))
+        for acting in sorted(ways, key=lambda way: way != args.acting):  # the one that was asked for first
+            kept = () if scores else (args.total_steps, args.capture_video and self.folder / "video.gif")
+            scores[acting] = self.evaluate(policy, acting, args.final_eval_episodes, *kept)
         for curve in self.curves if self.metrics or not (self.folder / "result.json").exists() else ():
             self.writer.add_scalar(*curve)  # but not once more where a finished run is only evaluated again
         self.writer.close()
@@ -284,9 +284,9 @@ if __name__ == "__main__":
     steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
     vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
-    if args.vqvae_path:
-        args.vqvae_steps = 0
-        args.resume or vqvae.load_weights(args.vqvae_path)  # a resumed run's is in its checkpoint
+    args.vqvae_steps = 0 if args.vqvae_path else args.vqvae_steps
+    if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
+        vqvae.load_weights(args.vqvae_path)
     behavior = mlp(vqvae.standardize, *sizes).to(device)
     vqvae_learner, behavior_acting = copy.deepcopy(vqvae), copy.deepcopy(behavior)
     vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)
@@ -297,12 +297,12 @@ if __name__ == "__main__":
     networks["behavior_acting"] = behavior_acting
     run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, behavior_adam], generator)
 
-    def policy(observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
-        return vqvae.act(observations, behavior_acting(observations), acting, generator)
+    def policy(seen: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
+        return vqvae.act(seen, behavior_acting(seen), acting, generator)
 
     # The codebook, and the code of every action, once.
     settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
-    settings |= dict(learner=(vqvae_learner, vqvae_adam), generator=generator, on_step=run.metrics.update)
+    settings |= dict(learner=(vqvae_learner, vqvae_adam), generator=generator, on_step=partial(setattr, run, "metrics"))
     train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
@@ -326,6 +326,6 @@ if __name__ == "__main__":
 
     facts = {"vqvae": quality}
     if held_out := [torch.from_numpy(column).to(device) for column in getattr(task, "held_out", ())]:
-        facts["held_out"] = vqvae.evaluate(*held_out, torch.no_grad()(behavior_acting)(held_out[0]))
+        facts["held_out"] = vqvae.evaluate(*held_out, behavior_acting(held_out[0]).detach())
         print("held out:", ", ".join(f"{name} {value:.4g}" for name, value in facts["held_out"].items()))
     run.finish(policy, ("mean", "greedy", "sampled"), {"behavior": behavior_acting}, facts)

@@ -120,13 +120,12 @@ def iql_loss(q: nn.Module, q_target: nn.Module, v: nn.Module, batch: Batch, expe
     v_loss = (p * torch.where(u < 0, 1.0 - expectile, expectile) * u.square()).sum(1).mean()
     q_loss = (p * (values - targets[:, None]).square()).sum(1).mean()
     q_values = (p * values.detach()).sum(1).mean()
-    parts = {"v_loss": v_loss.detach(), "q_loss": q_loss.detach(), "q_values": q_values}
-    return {"loss": v_loss + q_loss, **parts}
+    return {"loss": v_loss + q_loss, "v_loss": v_loss.detach(), "q_loss": q_loss.detach(), "q_values": q_values}
 
 
-def policy_logits(q: torch.Tensor, pi_b: torch.Tensor, temperature: float, floor: float) -> torch.Tensor:
+def policy_logits(q: torch.Tensor, behavior: torch.Tensor, temperature: float, floor: float) -> torch.Tensor:
     """Logits (B, K) of argmax_pi E_pi[Q] - temperature KL(pi || pi_b) (eq. 7), from Q and logits of pi_b (B, K)."""
-    return q / temperature + pi_b.log_softmax(1).clamp(min=floor)
+    return q / temperature + behavior.log_softmax(1).clamp(min=floor)
 
 
 def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -230,10 +229,9 @@ class Run:
         print(*(f"{k} {v}," for k, v in self.flags.items() if k.endswith("_steps") and v), "writing to", self.folder)
 
     def save(self):
-        states = {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}
-        states["optimizers"] = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
-        states |= {"steps_done": self.steps_done, "episodes": self.episodes, "seconds": time.time() - self.start}
-        states["dataset"] = vars(self.args).get("dataset")
+        states = {"optimizers": [o.state_dict()["state"] for o in self.optimizers], "seconds": time.time() - self.start}
+        states |= {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}
+        states |= {"dataset": vars(self.args).get("dataset"), "steps_done": self.steps_done, "episodes": self.episodes}
         write_file(self.folder / "checkpoint.pt", partial(torch.save, states))
         while self.curves:  # only now, so that a resumed run writes no step twice
             self.writer.add_scalar(*self.curves.pop(0))
@@ -259,16 +257,17 @@ class Run:
     def steps(self, phase, total, tag):
         """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
         first, self.since = self.steps_done.get(phase, 0), time.time()  # evaluate moves it: SPS is of training
-        last, bar = first, tqdm(range(first + 1, total + 1), phase, total, False, initial=first, disable=None)
+        last, bar = first, tqdm(range(first + 1, total + 1), phase, total, leave=False, initial=first, disable=None)
         for step in bar:
             yield step
             self.steps_done[phase] = step
             if step % 500 == 0 or step == total:
                 values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
+                if not np.isfinite([*values.values()]).all():
+                    fail(f"{phase} has diverged by step {step}: {values}; try a lower --learning-rate")
                 bar.set_postfix(values)
                 rate, name = (step - last) / (time.time() - self.since), "SPS" if tag == "losses/" else f"SPS_{phase}"
-                self.curves.append((f"charts/{name}", rate, step))
-                self.curves += [(f"{tag}{name}", value, step) for name, value in values.items()]
+                self.curves += [(f"charts/{name}", rate, step), *((tag + k, v, step) for k, v in values.items())]
                 last, self.since, values["seconds_left"] = step, time.time(), (total - step) / rate
                 if bar.disable and (step == 500 or step * 10 // total > (step - 500) * 10 // total or step == total):
                     print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
@@ -299,11 +298,11 @@ class Run:
     def finish(self, policy, ways, modules, facts):
         """Evaluate every way of acting, and write model.pt (`modules`), result.json (also `facts`) and video.gif."""
         args, trained, scores = self.args, time.time() - self.start, {}
-        for acting in sorted(ways, key=args.acting.__ne__):  # the one that was asked for first
-            kept = () if scores else (args.total_steps, args.capture_video and self.folder / "video.gif")
-            scores[acting] = self.evaluate(policy, acting, args.final_eval_episodes, *kept)
         model = {"args": self.flags} | {name: module.state_dict() for name, module in modules.items()}
         write_file(self.folder / "model.pt", partial(torch.save, model))
+        for acting in sorted(ways, key=lambda way: way != args.acting):  # the one that was asked for first
+            kept = () if scores else (args.total_steps, args.capture_video and self.folder / "video.gif")
+            scores[acting] = self.evaluate(policy, acting, args.final_eval_episodes, *kept)
         for curve in self.curves if self.metrics or not (self.folder / "result.json").exists() else ():
             self.writer.add_scalar(*curve)  # but not once more where a finished run is only evaluated again
         self.writer.close()
@@ -332,10 +331,11 @@ if __name__ == "__main__":
     steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
     vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
     vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
-    if args.vqvae_path:
-        args.vqvae_steps = 0
-        args.resume or vqvae.load_weights(args.vqvae_path)  # a resumed run's is in its checkpoint
-    behavior, q, v = (mlp(vqvae.standardize, n, *sizes[1:]).to(device) for n in [args.codebook_size] * 2 + [1])
+    args.vqvae_steps = 0 if args.vqvae_path else args.vqvae_steps
+    if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
+        vqvae.load_weights(args.vqvae_path)
+    behavior, q = (mlp(vqvae.standardize, *sizes).to(device) for _ in range(2))
+    v = mlp(vqvae.standardize, 1, *sizes[1:]).to(device)
     vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
     adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
     vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)
@@ -351,7 +351,7 @@ if __name__ == "__main__":
 
     # The codebook, and the code of every action, once.
     settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
-    settings |= dict(learner=(vqvae_learner, vqvae_adam), generator=generator, on_step=run.metrics.update)
+    settings |= dict(learner=(vqvae_learner, vqvae_adam), generator=generator, on_step=partial(setattr, run, "metrics"))
     train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
     vqvae.save(run.folder / "vqvae.pt")
     quality = vqvae.evaluate(observations, actions)
@@ -395,6 +395,6 @@ if __name__ == "__main__":
 
     facts = {"vqvae": quality, "reward_scale": scale, "gamma": gamma, "n_step": n_step}
     if held_out := [torch.from_numpy(column).to(device) for column in getattr(task, "held_out", ())]:
-        facts["held_out"] = vqvae.evaluate(*held_out, torch.no_grad()(behavior_acting)(held_out[0]))
+        facts["held_out"] = vqvae.evaluate(*held_out, behavior_acting(held_out[0]).detach())
         print("held out:", ", ".join(f"{name} {value:.4g}" for name, value in facts["held_out"].items()))
     run.finish(policy, ("mean", "greedy", "sampled"), {"q": q_acting, "v": v, "behavior": behavior_acting}, facts)

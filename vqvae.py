@@ -4,7 +4,7 @@
     c   = argmin_k |z - codebook_k|^2                  code, an integer
     z_q = codebook_c,  straight-through gradient       quantized vector
     a'  = d(s, z_q)                                    decoder
-    loss = |a - a'|^2 + mean (sg[z_q] - z)^2 + mean (z_q - sg[z])^2
+    loss = |a - a'|^2 + mean (sg[z_q] - z)^2 + mean (z_q - sg[z])^2,  sg: stop gradient
 
 Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4.1
 van den Oord et al., *Neural Discrete Representation Learning*, NeurIPS 2017, equation 3
@@ -42,7 +42,7 @@ class Standardize(nn.Module):
 
     @classmethod
     def for_data(cls, x: torch.Tensor, wanted: bool = True) -> "Standardize":
-        """By mean and deviation of x (N, D); constant dimensions map to 0. Without `wanted`, the identity."""
+        """By mean and deviation + 1e-3 of x (N, D); constant dimensions map to 0. Without `wanted`, the identity."""
         low, high = x.aminmax(dim=0)
         still = high - low <= 1e-5 * torch.maximum(high, -low)
         std = torch.where(still, torch.inf, x.std(0, unbiased=False) + 1e-3)
@@ -74,7 +74,7 @@ class VQVAE(nn.Module):
     def _mlp(self, input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
         layers = [nn.Linear(*pair) for pair in itertools.pairwise((input_dim, hidden_dim, hidden_dim, output_dim))]
         for layer in layers[:-1]:  # lecun-normal: a normal of variance 1/fan_in, cut at two deviations
-            std = layer.in_features**-0.5 / 0.87962566103423978
+            std = layer.in_features**-0.5 / 0.87962566103423978  # the deviation of a unit normal that is cut there
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
         bound = (3.0 * 1e-2 / hidden_dim) ** 0.5
         nn.init.uniform_(layers[-1].weight, -bound, bound)
@@ -93,7 +93,7 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def nearest(self, z: torch.Tensor) -> torch.Tensor:
         """Codes (B,) int64 whose vectors are nearest in squared L2 to encoder outputs z (B, embedding_dim)."""
-        # |z - e|^2 without |z|^2, which is the same for every code.
+        # |z - codebook_k|^2 without |z|^2, which is the same for every code.
         return torch.addmm(self.codebook.square().sum(1), z, self.codebook.T, alpha=-2).argmin(1)
 
     def loss(self, observations: torch.Tensor, actions: torch.Tensor) -> Scalars:
@@ -150,8 +150,8 @@ class VQVAE(nn.Module):
             raise ValueError(f"acting must be mean, greedy or sampled, it is {acting}")
         probabilities = logits.softmax(1)
         if acting == "mean":
-            rows, codes = torch.ones_like(logits).nonzero(as_tuple=True)  # every code in every state
-            decoded = self.decode(observations[rows], codes).view(*logits.shape, -1)
+            codes = torch.arange(logits.shape[1], device=logits.device).repeat(len(logits))  # every code in every state
+            decoded = self.decode(observations.repeat_interleave(logits.shape[1], 0), codes).view(*logits.shape, -1)
             return torch.einsum("bk,bka->ba", probabilities, decoded)
         if acting == "greedy":
             return self.decode(observations, logits.argmax(1))
@@ -258,7 +258,7 @@ def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def gradient_step(
-    optimizer: torch.optim.Optimizer, generator: torch.Generator, rows: int, batch_size: int, compile=False, *draws
+    optimizer: torch.optim.Optimizer, generator: torch.Generator, count: int, batch_size: int, compile=False, *draws
 ) -> Callable[[Callable[..., Scalars]], Callable[..., Scalars]]:
     """Decorator of a whole gradient step: of `step(rows, *drawn, *weights)` it makes `step(*weights)`, which draws.
 
@@ -268,7 +268,7 @@ def gradient_step(
 
     Args:
         optimizer, generator: what the step gives to `minimize`; what draws, on the device of all tensors.
-        rows, batch_size: the step's rows are (batch_size,) int64, uniform from 0 to rows - 1.
+        count, batch_size: the step's rows are (batch_size,) int64, uniform from 0 to count - 1.
         compile: compile the whole step with torch.compile.
         draws: functions that draw from `generator` what else is random in the step, such as noise.
     """
@@ -290,7 +290,7 @@ def gradient_step(
             whole = torch.compile(detached, fullgraph=True, options=options)
 
         def once() -> Scalars:
-            drawn = torch.randint(rows, (batch_size,), generator=generator, device=device), *(draw() for draw in draws)
+            drawn = torch.randint(count, (batch_size,), generator=generator, device=device), *(draw() for draw in draws)
             return (whole if optimizer.state else detached)(*drawn, *weights)  # the first step allocates the state
 
         def call(*values: float) -> Scalars:
@@ -370,7 +370,7 @@ def train_vqvae(
     learner, optimizer = learner or (copy.deepcopy(model), None)
     optimizer = optimizer or torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
     generator = generator or torch.Generator(actions.device).manual_seed(0)
-    every = max(1, len(actions) // 4096)  # rows whose codes are counted while training
+    every = max(1, len(actions) // 4096)  # metrics of the whole dataset are estimated on every so many rows
 
     @gradient_step(optimizer, generator, len(actions), batch_size, compile)
     def vqvae_step(rows: torch.Tensor, ema: torch.Tensor) -> Scalars:

@@ -1,6 +1,6 @@
 """Act with a finished run of any saq_*.py: replay the first episodes of its evaluation and print their returns.
 
-With `--acting sampled` it starts alike and draws other codes.
+A run of `--acting sampled` starts alike and draws other codes.
 
 python examples/act.py RUN_DIR [EPISODES]
 """
@@ -15,7 +15,7 @@ import tasks
 from saq_bc import mlp
 from vqvae import VQVAE
 
-run, episodes = Path(sys.argv[1]), int((sys.argv[2:] or ["3"])[0])
+run, episodes = Path(*sys.argv[1:2] or sys.exit(__doc__)), int((sys.argv[2:] or ["3"])[0])
 vqvae = VQVAE.load(run / "vqvae.pt")
 model = torch.load(run / "model.pt", map_location="cpu", weights_only=True)
 args = model["args"]

@@ -93,6 +93,11 @@ def test_ctrl_c_amid_an_evaluation_loses_no_steps(checkpointed):
             checkpointed.evaluate(lambda seen, *_: seen, "mean", 1, step)
 
 
+def test_a_run_that_diverges_is_one_line(tmp_path):
+    flags = [*SMALL, "--no-layer-norm", "--learning-rate=1e9"]
+    one_line(run(*flags, folder=tmp_path, code=2), "vqvae has diverged by step 40", "nan", "--learning-rate")
+
+
 def test_two_processes_do_not_write_to_one_run(folder, finished):
     with FileLock(folder / "lock"):
         one_line(run("--resume", folder, "--total-steps=80", code=2), folder / "lock")

@@ -185,6 +185,14 @@ def test_subnormal_numbers_which_are_slow_are_flushed_to_zero(script, tmp_path):
     assert done.stdout.endswith("tensor([0.])\n"), done.stdout + done.stderr
 
 
+def test_a_curve_has_what_was_measured_at_the_step(tmp_path):
+    """Metrics of all rows are taken every 500 steps; the last step, 600, has those of the batch alone."""
+    run(*SMALL, "--vqvae-steps=600", folder=tmp_path)
+    events = EventAccumulator(str(only_run(tmp_path / "runs"))).Reload()
+    steps = {name: [event.step for event in events.Scalars(f"vqvae/{name}")] for name in ("loss", "perplexity")}
+    assert steps == {"loss": [500, 600], "perplexity": [500]}
+
+
 def test_another_seed_gives_other_bits(finished, tmp_path):
     run(*small("saq_cql"), "--seed=2", folder=tmp_path)
     folders = finished[0], only_run(tmp_path / "runs")

@@ -7,9 +7,9 @@
 
 pi and pi_b are Gaussians behind the same tanh, a bijection, so that their KL is that of the Gaussians and has a closed
 form, where BRAC (Wu et al., 2019, section 3) estimates it from samples. pi starts as pi_b. Departs from BRAC where
-saq_brac.py departs from the paper, each by a flag: n-step targets, gamma and w by one rule for every task, observations
-standardized, every network layer-normalized, weight decay, an average of the weights acts. Data, evaluation and outputs
-are those of saq_brac.py.
+saq_brac.py departs from the paper, each by a flag: n-step targets, gamma and reward factor w by one rule for all tasks,
+observations standardized, every network layer-normalized, weight decay, an average of the weights acts. Data,
+evaluation and outputs are those of saq_brac.py.
 
     python benchmark/baselines/brac.py                                # this repository's demo dataset
     python benchmark/baselines/brac.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
@@ -123,10 +123,10 @@ if __name__ == "__main__":
     networks = {"behavior": behavior, "behavior_acting": behavior_acting, "q": q, "q_target": q_target}
     networks |= {"actor": actor, "actor_acting": actor_acting}
     run = Run(args, task, nn.ModuleDict(networks), [behavior_adam, adam], generator)
-    rows_and_compile = generator, len(data["actions"]), args.batch_size, args.compile
+    settings = generator, len(data["actions"]), args.batch_size, args.compile
 
     # The behavior policy.
-    @gradient_step(behavior_adam, *rows_and_compile)
+    @gradient_step(behavior_adam, *settings)
     def behavior_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
         metrics = behavior_loss(behavior, data["observations"][rows], data["actions"][rows])
         minimize(metrics["loss"], behavior_adam)
@@ -140,7 +140,7 @@ if __name__ == "__main__":
     transitions, facts = n_step_transitions(args, data, task)
     noise = partial(torch.randn, 2, args.batch_size, action_dim, generator=generator, device=device)
 
-    @gradient_step(adam, *rows_and_compile, noise)
+    @gradient_step(adam, *settings, noise)
     def brac_step(rows: torch.Tensor, noise: torch.Tensor, ema: torch.Tensor) -> Batch:
         batch = {name: column[rows] for name, column in transitions.items()}
         metrics = brac_loss(q, q_target, actor, behavior_acting, batch, noise, args.alpha)

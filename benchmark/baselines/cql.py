@@ -9,8 +9,8 @@ The 3n actions a_j of every state come from the uniform distribution, from pi(.|
 densities: what SAQ-CQL sums over K codes is estimated here. So is its way of acting, by `--acting softmax`.
 
 Kumar et al., NeurIPS 2020, equation 4 and appendix F. Departs from it where saq_cql.py departs from SAQ-CQL's paper,
-each by a flag: n-step targets, gamma and w by one rule for every task, observations standardized, every network
-layer-normalized, weight decay, an average of the policy's weights acts. Data, evaluation and outputs are saq_cql.py's.
+each by a flag: n-step targets, gamma and reward factor w by one rule for every task, observations standardized, every
+network layer-normalized, weight decay, averaged weights of the policy. Data, evaluation and outputs are saq_cql.py's.
 
     python benchmark/baselines/cql.py                                # this repository's demo dataset
     python benchmark/baselines/cql.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
@@ -153,7 +153,7 @@ def cql_loss(
         us = torch.stack([n.mean + n.stddev * e for n, e in zip((normal, next_normal), noise[1:].unbind(1))])
         sampled = torch.cat([uniform, *us.tanh()])
         log_densities = [uniform.new_full(uniform.shape[:2], -actions.shape[1] * math.log(2.0))]
-        log_densities = torch.cat(log_densities + [actor.log_prob(n, u) for n, u in zip((normal, next_normal), us)])
+        log_densities = torch.cat(log_densities + [actor.log_prob(d, x) for d, x in zip((normal, next_normal), us)])
     repeated = observations.repeat(len(sampled), 1)
     values = q(torch.cat([observations, repeated]), torch.cat([actions, sampled.flatten(0, 1)]))
     taken, values = values.split([len(actions), len(repeated)], 1)

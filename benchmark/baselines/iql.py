@@ -5,9 +5,9 @@
     policy      mean -min (exp (beta u), 100) log pi(a|s),  pi(a|s) = N(mean(s), diag std^2);  acts by its mean
 
 Kostrikov et al., ICLR 2022, equations 5 to 7. Departs from it where saq_iql.py departs from SAQ-IQL's paper, each by a
-flag: n-step targets, gamma and w by one rule for every task, observations standardized, every network layer-normalized,
-weight decay, an average of the policy's weights acts, beta is about 1 / SAQ-IQL's temperature; no cosine schedule, no
-dropout. Data, evaluation and outputs are those of saq_iql.py.
+flag: n-step targets, gamma and the reward factor w by one rule for every task, observations standardized, every network
+layer-normalized, weight decay, an average of the policy's weights acts, beta is about 1 / SAQ-IQL's temperature; no
+cosine schedule, no dropout. Data, evaluation and outputs are those of saq_iql.py.
 
     python benchmark/baselines/iql.py                                # this repository's demo dataset
     python benchmark/baselines/iql.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
