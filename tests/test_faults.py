@@ -126,6 +126,22 @@ def checkpointed(tmp_path):
     return run
 
 
+def test_weights_are_written_before_an_evaluation_can_fail(checkpointed):
+    def evaluate(*_):
+        raise ConnectionResetError
+
+    flags = {"acting": "mean", "final_eval_episodes": 1, "capture_video": False}
+    checkpointed.args, checkpointed.task = (
+        SimpleNamespace(seed=1, total_steps=5, **flags),
+        SimpleNamespace(evaluate=evaluate),
+    )
+    checkpointed.flags = flags
+    with pytest.raises(ConnectionResetError):
+        checkpointed.finish(None, ["mean"], {"q": checkpointed.networks["q"]}, {})
+    model = torch.load(checkpointed.folder / "model.pt", weights_only=True)
+    torch.testing.assert_close(model["q"], checkpointed.networks["q"].state_dict())
+
+
 def test_a_checkpoint_is_loaded_as_it_was_saved(checkpointed):
     before = copy.deepcopy(checkpointed.networks.state_dict())
     checkpointed.steps_done, checkpointed.episodes, checkpointed.start = {}, {}, 0.0
