@@ -395,7 +395,7 @@ def test_the_other_scripts_commands_parse_and_their_steps_can_be_set(tmp_path):
     datasets = (ROOT / "benchmark" / "datasets.sh").read_text()
     for name in set(re.findall(r"\S+\.(?:hdf5|npz)", datasets)):
         (tmp_path / name).touch()
-    for script, count in (("small", 72), ("study", 368), ("ablation", 90)):
+    for script, count in (("small", 72), ("study", 368), ("ablation", 72)):
         path = ROOT / "benchmark" / f"{script}.sh"
         env = os.environ | steps | {"DATASETS_DIR": str(tmp_path)}
         commands = subprocess.run([path], env=env, capture_output=True, text=True, check=True).stdout.splitlines()
