@@ -296,7 +296,7 @@ class Run:
         return np.asarray(result["scores"]).tolist()
 
     def finish(self, policy, ways, modules, facts):
-        """Evaluate every way of acting, and write model.pt (`modules`), result.json (also `facts`) and video.gif."""
+        """Write model.pt (`modules`), evaluate every way of acting, write result.json (also `facts`) and video.gif."""
         args, trained, scores = self.args, time.time() - self.start, {}
         model = {"args": self.flags} | {name: module.state_dict() for name, module in modules.items()}
         write_file(self.folder / "model.pt", partial(torch.save, model))

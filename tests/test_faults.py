@@ -131,11 +131,8 @@ def test_weights_are_written_before_an_evaluation_can_fail(checkpointed):
         raise ConnectionResetError
 
     flags = {"acting": "mean", "final_eval_episodes": 1, "capture_video": False}
-    checkpointed.args, checkpointed.task = (
-        SimpleNamespace(seed=1, total_steps=5, **flags),
-        SimpleNamespace(evaluate=evaluate),
-    )
-    checkpointed.flags = flags
+    checkpointed.args, checkpointed.flags = SimpleNamespace(seed=1, total_steps=5, **flags), flags
+    checkpointed.task = SimpleNamespace(evaluate=evaluate)
     with pytest.raises(ConnectionResetError):
         checkpointed.finish(None, ["mean"], {"q": checkpointed.networks["q"]}, {})
     model = torch.load(checkpointed.folder / "model.pt", weights_only=True)

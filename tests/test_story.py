@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from test_script import WITH_BEHAVIOR
 
 import tasks
-
-WITH_Q = ("saq_iql", "saq_cql", "saq_brac")
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("algorithm", WITH_Q)
+@pytest.mark.parametrize("algorithm", WITH_BEHAVIOR)
 def test_q_learns_on_soft_codes_and_scaled_n_step_targets(story, algorithm):
     it = story(algorithm)
     assert (it.gamma, it.n_step) == (pytest.approx(1 - 1 / 200), 4)  # n: h / 50
@@ -71,7 +70,7 @@ def test_q_learns_on_soft_codes_and_scaled_n_step_targets(story, algorithm):
             torch.testing.assert_close(it.transitions[name], table)
 
 
-@pytest.mark.parametrize("algorithm", WITH_Q)
+@pytest.mark.parametrize("algorithm", WITH_BEHAVIOR)
 def test_target_and_averages_follow_as_the_flags_say(story, algorithm):
     follows, stays = ("target-period=4", "target-period=5") if algorithm == "saq_cql" else ("tau=1", "tau=0")
     it = story(algorithm, f"--{follows}", "--ema-decay=0")
@@ -94,7 +93,7 @@ OWN = {"saq_iql": ("expectile=0.9", "tau=1"), "saq_cql": ("alpha=1", "backup=gre
 OWN["saq_brac"] = ("alpha=1", "tau=1")
 
 
-@pytest.mark.parametrize("algorithm", WITH_Q)
+@pytest.mark.parametrize("algorithm", WITH_BEHAVIOR)
 def test_each_flag_reaches_the_networks(story, algorithm):
     usual = story(algorithm)
     for flag, names in (COMMON | dict.fromkeys(OWN[algorithm], "q")).items():
