@@ -1,400 +1,644 @@
 """SAQ-CQL: conservative Q-learning on the codes of a state-conditioned action VQ-VAE.
 
-    codes       p = soft_codes(s, a), computed once per transition: codes near e(s, a) share the probability
-    behavior    mean -sum_k p_k log pi_b(k|s)
-    target      y = R + gamma^n (1 - terminal) sum_k pi_target(k|s') Q_target(s', k),  R and s' of n steps
-    loss        mean sum_k p_k (Q(s, k) - y)^2 - alpha mean sum_k p_k log pi(k|s)
-    policy      pi(k|s) = softmax_k (Q(s, k) + log pi_b(k|s)),  acts by sum_k pi(k|s) decode(s, k)
+The VQ-VAE maps every action of the dataset to a distribution p over K codes. Over codes the log-sum-exp of CQL's
+penalty is a sum of K terms, where continuous CQL samples actions, and the policy is a softmax, so there is no actor:
 
-Up to a constant, -log pi(k|s) is CQL's regularizer logsumexp_i (Q(s, i) + log rho(i|s)) - Q(s, k) with rho = pi_b: a
-sum of K terms, where continuous CQL samples actions. With the paper's uniform rho (--bc-steps 0) Q also has to imitate.
+    behavior    -sum_k p_k log pi_b(k|s)
+    policy      pi(k|s) = softmax_k(Q(s, k) + log pi_b(k|s))
+    target      y = R + gamma^n (1 - terminal) sum_k pi_target(k|s_n) Q_target(s_n, k)        pi_target: with Q_target
+    penalty     logsumexp_k(Q(s, k) + log pi_b(k|s)) - sum_k p_k (Q(s, k) + log pi_b(k|s))
+    Q           sum_k p_k (Q(s, k) - y)^2 + alpha * penalty
+
+R is the discounted sum of n rewards from s on, and s_n the state after them. The penalty is that of CQL(rho) with
+rho = pi_b, up to a constant. With the SAQ paper's uniform rho (--bc-steps 0) Q has to imitate the data as well.
 
     Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4
     Kumar et al., *Conservative Q-Learning for Offline Reinforcement Learning*, NeurIPS 2020, equations 3 and 4
 
-    python saq_cql.py --env-id hopper-medium-v2    # `python -m tasks` lists the ids; the default is a demo
+    python saq_cql.py --env-id hopper-medium-v2        # `python -m tasks` lists the ids; the default is a demo
 """
 
 import copy
+import importlib.metadata
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
-from importlib import import_module, metadata
+import zlib
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Literal, NamedTuple, get_type_hints
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during imports and loading ends without a traceback
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vqvae import VQVAE, Standardize, ema_weight, follow, gradient_step, minimize, read_file, train_vqvae, write_file
-
-Batch = dict[str, torch.Tensor]  # columns by name, a row a transition
-Count, Positive = Annotated[int, (1, np.inf)], Annotated[float, (1e-9, 1e9)]  # with the bounds of parse_args
-Fraction, Weight, Auto = Annotated[float, (0, 1)], Annotated[float, (0, 1e9)], Annotated[int | None, (1, np.inf)]
+from vqvae import VQVAE, Standardize, accelerate, minimize, replace_file, soft_update, train_vqvae
 
 
-class Data(NamedTuple):
+@dataclass
+class Args:
+    # Data
     env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
-    dataset_path: str | None = None  # file in the layout of D4RL, robomimic or OGBench, instead of the id's own
-    dataset_filter: str | None = None  # robomimic files: filter key of the demonstrations to use, such as train
-    observation_keys: list[str] | None = None  # robomimic files; default: end effectors, grippers, object
-    max_episode_steps: Auto = None  # limit of episodes, also in h and the value scale; default: the benchmark's
+    dataset_path: str | None = None  # dataset file in D4RL, robomimic or OGBench format; None: the dataset of env_id
+    dataset_filter: str | None = None  # robomimic files: filter key, such as train; None: all demonstrations
+    observation_keys: list[str] | None = None  # robomimic files; None: end effectors, grippers, object
+    max_episode_steps: int | None = None  # maximum episode length; None: the benchmark's
 
+    # Codes
+    vqvae_steps: int | None = None  # gradient steps of the VQ-VAE; None: 0.15 per transition, 3000 to 50,000
+    vqvae_path: str | None = None  # vqvae.pt of another run on the same dataset; None: train one
+    codebook_size: int = 64  # K, the number of codes
+    state_conditioned: bool = True  # condition codes on the observation; otherwise all states share the same K actions
+    soft_codes: bool = True  # train on soft assignments to nearby codes; otherwise on the nearest code (paper)
+    dead_code_reset_every: int = 500  # gradient steps between resets of dead codes; 0: never (paper)
 
-class Method(NamedTuple):
-    vqvae_steps: Auto = None  # gradient steps of the VQ-VAE; default: 0.15 per transition, 3000 to 50,000
-    vqvae_path: str | None = None  # vqvae.pt of a run on the same dataset, instead of training one
-    bc_steps: Annotated[int | None, (0, np.inf)] = None  # gradient steps of the behavior policy; default: the same
-    total_steps: Auto = None  # gradient steps of Q; default: the same
-    batch_size: Count = 256  # transitions per gradient step
-    codebook_size: Annotated[int, (1, 8192)] = 64  # K, the number of codes
-    hidden_dim: Count = 256  # width of the hidden layers of every network
-    learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
-    weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
-    standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
-    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
-    soft_codes: bool = True  # learn on probabilities of the codes near e(s, a) (the paper: on the nearest code)
-    restart_every: Annotated[int, (0, np.inf)] = 500  # steps between restarts of unused codes; 0: never (the paper)
-    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
-    n_step: Auto = None  # rewards per target; default: h / 50, 1 in play data (the paper: 1)
-    value_scale: Weight = 100.0  # largest discounted return of the data after scaling rewards; 0: no scaling
-    alpha: Weight = 4.0  # weight of the conservative regularizer
-    backup: Literal["expected", "greedy"] = "expected"  # value of s': the policy's, or the largest Q's (the paper)
-    target_period: Count = 20  # gradient steps between copies of Q to its target network (the paper: 200)
-    acting: Literal["mean", "greedy", "sampled"] = "mean"  # decode the policy's mean, most probable code, or a sample
+    # Reinforcement learning
+    bc_steps: int | None = None  # gradient steps of the behavior policy; None: 0.15 per transition, 3000 to 50,000
+    rl_steps: int | None = None  # gradient steps of Q; None: 0.15 per transition, 3000 to 50,000
+    gamma: float | None = None  # discount; None: 1 - 1/h, h: mean trajectory length, max_episode_steps / 4 in play data
+    n_step: int | None = None  # rewards per Bellman target; None: h / 50, 1 in play data (paper: 1)
+    value_scale: float = 100.0  # scale rewards so that the largest absolute return of the data equals this; 0: off
+    alpha: float = 4.0  # weight of the conservative penalty
+    backup: Literal["expected", "greedy"] = "expected"  # value of s_n: of the policy, or of the argmax of Q (paper)
+    target_period: int = 20  # gradient steps between copies of Q to its target network (paper: 200)
 
+    # Optimization
+    batch_size: int = 256  # transitions per gradient step
+    hidden_dim: int = 256  # width of the two hidden layers of every network
+    learning_rate: float = 3e-3  # of every network (paper: 3e-4)
+    weight_decay: float = 1e-3  # of AdamW, for Q and the behavior policy
+    standardize: bool = True  # standardize observations (paper: no)
+    layer_norm: bool = True  # layer normalization in every network (paper: no)
+    ema_decay: float = 0.9995  # decay of the weight average used for evaluation; 0: the last weights (paper)
+    compile: bool = False  # torch.compile the gradient steps
 
-class Running(NamedTuple):
-    eval_every: Count = 10_000  # gradient steps between evaluations
-    eval_episodes: Count = 10  # episodes per evaluation
-    final_eval_episodes: Auto = None  # episodes after the last step; default: 100, robosuite 50
+    # Evaluation and outputs
+    action_mode: Literal["mean", "greedy", "sampled"] = "mean"  # mean over codes, most probable code, or a sample
+    eval_every: int = 10_000  # gradient steps between evaluations
+    eval_episodes: int = 10  # episodes of each evaluation
+    final_eval_episodes: int | None = None  # episodes after the last step; None: 100 (robosuite: 50)
     capture_video: bool = False  # write video.gif of the final policy
-    seed: Annotated[int, (-(2**63), 2**63 - 1)] = 1  # of networks, batches and evaluation episodes
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # device of networks and dataset; auto: cuda if available
-    compile: bool = False  # compile the gradient steps with torch.compile
-    runs_dir: str = "runs"  # folder of the runs' folders
-    checkpoint_every: Count = 10_000  # gradient steps between checkpoints
-    resume: str | None = None  # folder of a run to continue; flags given here replace its own
+    seed: int = 1  # of networks, batches and evaluation episodes
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is a GPU
+    run_dir: str | None = None  # run folder; a run already there is resumed; None: a new one in runs/
+    checkpoint_every: int = 10_000  # gradient steps between checkpoints
     track: bool = False  # also log to Weights & Biases
 
-
-def mlp(standardize: Standardize, outputs: int, hidden_dim: int, layer_norm: bool) -> nn.Sequential:
-    """Two hidden layers from observations (B, observation_dim), standardized, to (B, outputs)."""
-    layers = [Standardize(standardize.mean, standardize.std)]
-    for inputs in (len(standardize.mean), hidden_dim):
-        layers += [nn.Linear(inputs, hidden_dim), *[nn.LayerNorm(hidden_dim)] * layer_norm, nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(hidden_dim, outputs))
+    def __post_init__(self):
+        check_ranges(self)
 
 
-def cql_loss(q: nn.Module, q_target: nn.Module, batch: Batch, alpha: float, backup: str) -> Batch:
-    """Temporal differences plus CQL(rho)'s regularizer (equation 3) with rho = pi_b, exact.
+def cql_loss(q, td_target, log_pi_b, p):
+    """CQL's temporal-difference loss and its penalty (equation 4, with rho = pi_b), over the codes k ~ p.
 
     Args:
-        q, q_target: map observations to values (B, K) of the codes.
-        batch: `observations`, `next_observations` (B, observation_dim); `returns`, `discounts` (B,); `codes` (B,) int64
-            or their probabilities (B, K); `log_pi_b`, `next_log_pi_b` (B, K)
-        backup: `expected` value of s' under Q_target's policy, or `greedy` double Q-learning (van Hasselt et al., 2016)
+        q: (B, K), values of all codes.
+        td_target: (B,), y.
+        log_pi_b: (B, K), of the behavior policy.
+        p: (B, K), probabilities of the codes of the action taken.
 
-    Returns `loss` to minimize, its parts `td_loss` and `cross_entropy`, and `q_values`, the mean Q of the codes.
+    Returns scalars, the loss and the penalty.
     """
-    with torch.no_grad():
-        next_values = q_target(batch["next_observations"])
-        next_pi = (next_values + batch["next_log_pi_b"]).softmax(1)
-        if backup == "greedy":
-            next_pi = F.one_hot(q(batch["next_observations"]).argmax(1), next_values.shape[1])
-        targets = batch["returns"] + batch["discounts"] * (next_pi * next_values).sum(1)
-    values = q(batch["observations"])
-    p = batch["codes"] if batch["codes"].ndim == 2 else F.one_hot(batch["codes"], values.shape[1])
-    td_loss = (p * (values - targets[:, None]).square()).sum(1).mean()
-    cross_entropy, q_values = F.cross_entropy(values + batch["log_pi_b"], batch["codes"]), (p * values).sum(1).mean()
-    parts = {"td_loss": td_loss.detach(), "cross_entropy": cross_entropy.detach(), "q_values": q_values.detach()}
-    return {"loss": td_loss + alpha * cross_entropy, **parts}
+    td_loss = (p * (q - td_target[:, None]).square()).sum(1).mean()
+    penalty = F.cross_entropy(q + log_pi_b, p)  # = logsumexp(q + log_pi_b) - sum_k p_k (q + log_pi_b)_k
+    return td_loss, penalty
 
 
-def n_step_returns(data: Batch, gamma: float, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The parts of y = R + discount V(s') of every transition, from `rewards`, `terminals` (N,) and `ends` (N,) bool.
+def n_step_targets(data, gamma, n):
+    """The pieces of the n-step target y = R + discount * value(s_n) for every transition.
 
-    Returns R (N,), the discounted sum of m <= n rewards, as many as its trajectory has; the rows (N,) int64 of the last
-    of them, whose next observations are s'; the discounts (N,), gamma^m, or 0 where that row is terminal.
+    Sums stop after a terminal transition and at the end of a trajectory.
+
+    Args:
+        data: rewards, terminals (N,) float32; ends (N,) bool.
+
+    Returns:
+        sums: (N,), R, the discounted sum of up to n rewards.
+        discounts: (N,), gamma ** (number of rewards summed); 0 if the last transition is terminal.
+        last_idx: (N,) int64, the transition with the last of these rewards; its next observation is s_n.
     """
-    rewards, continues = data["rewards"], ~data["ends"] & (data["terminals"] == 0)
-    returns, discounts, last = rewards, torch.ones_like(rewards), torch.arange(len(rewards), device=rewards.device)
+    rewards, terminals = data["rewards"], data["terminals"]
+    continues = ~data["ends"] & (terminals == 0)
+    last_idx = torch.arange(len(rewards), device=rewards.device)
+    last_discounts = torch.ones_like(rewards)  # of the last reward in the sum
+    sums = rewards
     for _ in range(n - 1):
-        if not (going := continues[last]).any():
+        extends = continues[last_idx]
+        if not extends.any():
             break
-        last, discounts = last + going, torch.where(going, gamma * discounts, discounts)
-        returns = returns + going * discounts * rewards[last]
-    return returns, last, gamma * discounts * (1 - data["terminals"][last])
+        last_idx = torch.where(extends, last_idx + 1, last_idx)
+        last_discounts = torch.where(extends, gamma * last_discounts, last_discounts)
+        sums = sums + extends * last_discounts * rewards[last_idx]
+    return sums, gamma * last_discounts * (1 - terminals[last_idx]), last_idx
 
 
-# ---- identical in every algorithm file, from here to __main__: the data, the command line, the run's folder ----------
+@torch.no_grad()
+def log_probs(network, observations):
+    """log pi(k|s) (N, K) from a network of logits, for observations (N, observation_dim)."""
+    result = torch.empty(len(observations), network[-1].out_features, device=observations.device)
+    for rows, chunk in zip(result.split(16_384), observations.split(16_384)):  # in chunks, to bound memory
+        rows.copy_(network(chunk).log_softmax(1))
+    return result
 
 
-def load_task(args):
-    """Load the dataset and its task, the only use of `tasks` here. For data of your own, set args.env_id and return
+def main(args: Args):
+    device = prepare_torch(args)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    task, data = load_task(args, device)
+    args = fill_in_defaults(args, data, task)
+    observations, actions = data["observations"], data["actions"]
 
-    data: a dict of arrays, a row a transition in order of time: `observations`, `next_observations` (N, o), `actions`
-        (N, a) in [-1, 1], `rewards`, `terminals` (N,) float32; `ends` (N,) bool, the last row of every trajectory
-    task: an object with `max_episode_steps`, `dataset_scores` (E,), `print_scores(scores)`, and `evaluate(policy,
-        episodes or None, seed, video)`, which clips actions (B, a) of the policy: arrays `returns`, `lengths`, `scores`
-    """
-    import tasks
+    # ---- Networks (all standardize observations the way the VQ-VAE does) ---------------------------------------------
+    vqvae = VQVAE.for_data(
+        observations, actions, args.standardize, codebook_size=args.codebook_size, hidden_dim=args.hidden_dim,
+        layer_norm=args.layer_norm, state_conditioned=args.state_conditioned,
+    )  # fmt: skip
+    if args.vqvae_path:
+        load_vqvae(vqvae, args.vqvae_path)
+    behavior = mlp(vqvae.standardize, args.codebook_size, args)
+    nn.init.zeros_(behavior[-1].weight)  # pi_b is uniform until it is trained
+    nn.init.zeros_(behavior[-1].bias)
+    q = mlp(vqvae.standardize, args.codebook_size, args)
+    q_target = copy.deepcopy(q)
 
-    task = tasks.make(**{name: getattr(args, name) for name in Data._fields}, video=args.capture_video)
-    data = task.dataset()
-    print(task.describe(data))
-    vars(args).update(task.facts)  # env_id, for a robomimic file names its own; what -1 and 1 stand for; checksums
-    return data, task
+    # Evaluation uses moving averages (EMA) of the trained weights. vqvae is the average of vqvae_learner.
+    vqvae_learner = copy.deepcopy(vqvae)
+    behavior_ema = copy.deepcopy(behavior)
+    q_ema = copy.deepcopy(q)
+
+    vqvae_optimizer = torch.optim.Adam(vqvae_learner.parameters(), lr=args.learning_rate, fused=True)
+    behavior_optimizer = torch.optim.AdamW(
+        behavior.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
+    )
+    q_optimizer = torch.optim.AdamW(q.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+
+    run = Run(
+        "saq_cql", args, task, data, generator,
+        modules=dict(
+            vqvae=vqvae, vqvae_learner=vqvae_learner, behavior=behavior, behavior_ema=behavior_ema,
+            q=q, q_target=q_target, q_ema=q_ema,
+        ),
+        optimizers=[vqvae_optimizer, behavior_optimizer, q_optimizer],
+        can_change={"rl_steps"},
+    )  # fmt: skip
+
+    # ---- 1. Codes: train the VQ-VAE, then compute the code probabilities (N, K) of every action, once ----------------
+    if not args.vqvae_path:
+        train_vqvae(
+            vqvae, observations, actions, steps=run.steps("vqvae", args.vqvae_steps), batch_size=args.batch_size,
+            learner=vqvae_learner, optimizer=vqvae_optimizer, generator=generator,
+            dead_code_reset_every=args.dead_code_reset_every, ema_decay=args.ema_decay,
+            compile=args.compile, on_step=run.log,
+        )  # fmt: skip
+    vqvae.save(run.folder / "vqvae.pt")
+    if args.soft_codes:
+        code_probs = vqvae.soft_codes(observations, actions)
+    else:
+        code_probs = F.one_hot(vqvae.encode(observations, actions), args.codebook_size).float()
+
+    # ---- 2. Behavior policy over codes -------------------------------------------------------------------------------
+    @accelerate(behavior_optimizer, args.compile)  # CUDA graph on a GPU, torch.compile on request; the same result
+    def behavior_step(idx, ema_rate):
+        loss = F.cross_entropy(behavior(observations[idx]), code_probs[idx])
+        minimize(loss, behavior_optimizer)  # zero_grad, backward, step
+        soft_update(behavior_ema, behavior, ema_rate)
+        return {"loss": loss}
+
+    for step in run.steps("bc", args.bc_steps):  # 1, 2, ..., total; a resumed run starts later
+        idx = torch.randint(len(actions), (args.batch_size,), generator=generator, device=device)
+        ema_rate = max(1 - args.ema_decay, 10 / (9 + step))  # falls from 1, about as 10 / step, to 1 - ema_decay
+        metrics = behavior_step(idx, ema_rate)
+        run.log(metrics)
+
+    # ---- 3. Conservative Q-learning on the codes ---------------------------------------------------------------------
+    scale = reward_scale(args, data, task)  # scales the largest return to value_scale
+    n_step_rewards, discounts, last_idx = n_step_targets(data, args.gamma, args.n_step)
+    n_step_rewards = scale * n_step_rewards
+    bootstrap_observations = data["next_observations"][last_idx]  # s_n: the observation after the last reward
+    log_pi_b = log_probs(behavior_ema, observations)
+    bootstrap_log_pi_b = log_probs(behavior_ema, bootstrap_observations)
+
+    @accelerate(q_optimizer, args.compile)  # CUDA graph on a GPU, torch.compile on request; the same result
+    def q_step(idx, ema_rate):
+        obs, bootstrap_obs, p = observations[idx], bootstrap_observations[idx], code_probs[idx]
+        with torch.no_grad():
+            bootstrap_q = q_target(bootstrap_obs)
+            if args.backup == "greedy":  # the paper's double Q-learning: argmax of Q alone, without pi_b
+                bootstrap_pi = F.one_hot(q(bootstrap_obs).argmax(1), args.codebook_size)
+            else:
+                bootstrap_pi = (bootstrap_q + bootstrap_log_pi_b[idx]).softmax(1)
+            # Bellman backup; discounts are gamma^n, or 0 after a terminal transition
+            td_target = n_step_rewards[idx] + discounts[idx] * (bootstrap_pi * bootstrap_q).sum(1)
+        q_values = q(obs)
+        td_loss, penalty = cql_loss(q_values, td_target, log_pi_b[idx], p)
+        minimize(td_loss + args.alpha * penalty, q_optimizer)  # zero_grad, backward, step
+        soft_update(q_ema, q, ema_rate)
+        return {"td_loss": td_loss, "penalty": penalty, "q_values": (p * q_values).sum(1).mean()}
+
+    def policy(obs, action_mode, generator):
+        logits = q_ema(obs) + behavior_ema(obs)  # softmax ignores the normalizer of log pi_b
+        return vqvae.act(obs, logits, action_mode, generator)
+
+    for step in run.steps("rl", args.rl_steps):  # 1, 2, ..., total; a resumed run starts later
+        idx = torch.randint(len(actions), (args.batch_size,), generator=generator, device=device)
+        ema_rate = max(1 - args.ema_decay, 10 / (9 + step))  # falls from 1, about as 10 / step, to 1 - ema_decay
+        metrics = q_step(idx, ema_rate)
+        run.log(metrics)
+        if step % args.target_period == 0:  # not inside q_step: a CUDA graph would repeat it at every step
+            q_target.load_state_dict(q.state_dict())
+        if step % args.eval_every == 0 and step < args.rl_steps:
+            run.evaluate(policy, step, args.eval_episodes)
+
+    return run.finish(
+        policy, args.rl_steps, {"q": q_ema, "behavior": behavior_ema}, vqvae=vqvae.evaluate(observations, actions),
+        gamma=args.gamma, n_step=args.n_step, reward_scale=scale,
+    )  # fmt: skip
+
+
+# ======================================================================================================================
+# The rest is the same in every algorithm file, except that SAQ-BC needs fewer of the defaults that follow from the data
+# ======================================================================================================================
+
+
+def check_ranges(args):
+    """Raise ValueError, which tyro reports, if a numeric argument is out of range."""
+    can_be_zero = ("alpha", "beta", "value_scale", "weight_decay", "bc_steps", "dead_code_reset_every")
+    ranges = {
+        **dict.fromkeys(("gamma", "expectile", "tau", "ema_decay"), (0, 1)),
+        **dict.fromkeys(can_be_zero, (0, 1e9)),
+        "min_log_pi_b": (-1e9, 0),
+        "seed": (0, 2**32 - 1),
+    }
+    for name, value in vars(args).items():
+        if type(value) not in (int, float):
+            continue
+        if name in ranges:
+            lowest, highest = ranges[name]
+        elif isinstance(value, int):
+            lowest, highest = 1, 10**9
+        else:
+            lowest, highest = 1e-9, 1e9
+        if not lowest <= value <= highest:
+            raise ValueError(f"{name} must be between {lowest} and {highest}, it is {value}")
+
+
+def fill_in_defaults(args, data, task):
+    """Fill in arguments left at None from the dataset, never from evaluation scores."""
+    thousands = 3 * len(data["actions"]) // 20_000  # 0.15 per transition
+    steps = 1000 * min(max(thousands, 3), 50)
+
+    # In play data trajectories continue past terminal transitions, which only mark a goal reached by chance.
+    is_play_data = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()
+    is_single_transitions = data["ends"].all()
+    if is_play_data:
+        horizon = max(task.max_episode_steps // 4, 1)
+    elif is_single_transitions:  # their trajectories' lengths are unknown
+        horizon = task.max_episode_steps
+    else:
+        mean_length = len(data["ends"]) / data["ends"].sum().item()
+        horizon = min(mean_length, task.max_episode_steps)
+
+    defaults = {
+        "vqvae_steps": steps,
+        "bc_steps": steps,
+        "rl_steps": steps,
+        "gamma": 1 - 1 / horizon,
+        "n_step": 1 if is_play_data or is_single_transitions else max(round(horizon / 50), 1),
+        "final_eval_episodes": task.eval_episodes,
+    }
+    missing = {name: value for name, value in defaults.items() if hasattr(args, name) and getattr(args, name) is None}
+    return replace(args, **missing)
+
+
+def reward_scale(args, data, task):
+    """The factor that makes the largest absolute discounted return of the data equal to args.value_scale."""
+    if not args.value_scale:
+        return 1.0
+    returns, _, _ = n_step_targets(data, args.gamma, task.max_episode_steps)
+    largest = returns.abs().max().item()
+    if data["ends"].all():  # single transitions: assume the mean reward at every step of a trajectory
+        largest = max(largest, data["rewards"].mean().abs().item() * task.max_episode_steps)
+    return args.value_scale / (largest or 1.0)
+
+
+def mlp(standardize: Standardize, output_dim: int, args: Args) -> nn.Sequential:
+    """Network with two hidden layers. Standardizes observations (B, observation_dim), returns (B, output_dim)."""
+    layers = [Standardize(standardize.mean, standardize.std)]
+    input_dim = len(standardize.mean)
+    for _ in range(2):
+        layers.append(nn.Linear(input_dim, args.hidden_dim))
+        if args.layer_norm:
+            layers.append(nn.LayerNorm(args.hidden_dim))
+        layers.append(nn.ReLU(inplace=True))
+        input_dim = args.hidden_dim
+    layers.append(nn.Linear(input_dim, output_dim))
+    return nn.Sequential(*layers).to(standardize.mean.device)
 
 
 def fail(message):
-    print("error:", *str(message).split(), file=sys.stderr)
+    """Print one line and exit with code 2, for bad input or an unsuitable machine."""
+    print("error:", message, file=sys.stderr)
     raise SystemExit(2)
 
 
-def parse_args(method):
-    """Parse the command line and check bounds. With `--resume RUN`, that run's flags come first."""
-    traceback = sys.excepthook  # of other errors than the machine's (a full disk, a folder that cannot be written)
-    sys.excepthook = lambda kind, *error: fail(error[0]) if issubclass(kind, OSError) else traceback(kind, *error)
-    groups = {"data": Data, "method": method, "running": Running}
-    Data.__doc__ = method.__doc__ = Running.__doc__ = None  # or --help shows the signatures that NamedTuple puts there
-    config, about = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone), sys.modules["__main__"].__doc__
-    read = partial(tyro.cli, NamedTuple("Args", groups.items()), description=about, config=config)
-    parts, words = read(), sys.argv[1:]
-    if run := parts.running.resume:
-        try:
-            script, *saved = map(str, json.loads(Path(run, "args.json").read_text())["command"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fail(f"--resume {run}: not the folder of a run ({error})")
-        if Path(script).name != Path(sys.argv[0]).name or getattr(parts.method, "vqvae_path", None):
-            fail(f"--resume {run}: it is a run of {script} with a VQ-VAE of its own; leave --vqvae-path out")
-        parts, words = read(args=saved + words), saved + words
-    args = SimpleNamespace(command=[sys.argv[0], *words])
-    for part in parts:
-        for name, hint in get_type_hints(type(part), include_extras=True).items():
-            setattr(args, name, value := getattr(part, name))
-            low, high = getattr(hint, "__metadata__", [(value, value)])[0]
-            if value is not None and not low <= value <= high:
-                fail(f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, it is {value}")
+def prepare_torch(args):
+    """Seed PyTorch, set precision and threads, and return the device."""
     if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: this PyTorch sees no GPU; use --device cpu")
-    if args.compile and subprocess.getstatusoutput("${CXX:-g++} --version")[0]:
+        fail("--device cuda: PyTorch finds no GPU; use --device cpu")
+    if args.compile and not shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]):
         fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
-    return args
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU
+    torch.set_flush_denormal(True)  # Adam's moments of dead units become subnormal, which is slow on a CPU
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # more threads help on an idle machine but are several times slower on a busy one
+    if args.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(args.device)
+
+
+def load_task(args, device):
+    """The task (environment and scores) and its dataset. Replace this function to use your own.
+
+    Returns:
+        task: with env_id, max_episode_steps, eval_episodes, dataset_scores, action_low and action_high (lists, the
+            environment's action bounds), evaluate(policy, episodes, seed, video), which returns arrays seeds, returns,
+            lengths and scores of the episodes, and print_scores(scores by name).
+        data: tensors with one row per transition, in time order: observations, next_observations (N, o), actions (N, a)
+            in [-1, 1], rewards, terminals (N,) float32; ends (N,) bool, true at the last row of every trajectory,
+            including an unfinished last one.
+    """
+    import tasks
+
+    try:
+        task = tasks.make(
+            args.env_id, args.dataset_path, args.dataset_filter, args.observation_keys, args.max_episode_steps
+        )
+        if args.capture_video:
+            task.check_video()
+        data = task.dataset()
+    except (tasks.TaskError, OSError) as error:
+        fail(error)
+    print(task.describe(data))
+    return task, {name: torch.from_numpy(column).to(device) for name, column in data.items()}
+
+
+def load_vqvae(vqvae, path):
+    """Give vqvae the weights of another run's vqvae.pt."""
+    try:
+        vqvae.load_weights(path)
+    except (ValueError, OSError) as error:
+        fail(f"--vqvae-path: {error}")
 
 
 class Run:
-    """A run's folder and its loop over steps. `networks`, `optimizers`, `generator` are all that training changes."""
+    """A run's folder: args.json, checkpoint.pt, curves for TensorBoard, model.pt, eval.npz, result.json.
 
-    def __init__(self, args, task, networks, optimizers, generator):
-        self.args, self.task, self.start, self.interrupted = args, task, time.time(), None
-        self.networks, self.optimizers, self.generator = networks, optimizers, generator
-        self.steps_done, self.metrics, self.curves, self.episodes = {}, {}, [], {}
-        self.algorithm = Path(sys.argv[0]).name.replace(".py", "").replace(" ", "_")
-        name = f"{args.env_id.replace('/', '_')}__{self.algorithm}__{args.seed}__{time.time_ns()}"
-        self.folder = Path(args.resume or Path(args.runs_dir, name))
-        self.load() if args.resume else self.folder.mkdir(parents=True)
-        self.lock = FileLock(self.folder / "lock", timeout=0).acquire()  # an OSError, where another process writes here
-        known = {"command": args.command, "versions": {d.name: d.version for d in metadata.distributions()}}
-        known["git_commit"] = subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD 2>/dev/null")
-        known["args"] = self.flags = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
-        write_file(self.folder / "args.json", lambda file: file.write(json.dumps(known, indent=2).encode()))
-        if args.track:
-            about = {"project": "saq", "name": self.folder.name, "dir": self.folder, "config": self.flags}
-            try:
-                import_module("wandb").init(**about, sync_tensorboard=True)
-            except Exception as error:  # not installed, no key, no network
-                fail(f"--track: {error}; pip install wandb, then wandb login")
-        self.writer = SummaryWriter(self.folder)
+    The same command with the same run_dir resumes a killed run, on the CPU bit for bit, since modules, optimizers and
+    generator hold the whole state of training. Arguments in can_change, and those of evaluation and outputs, may then
+    have other values.
+    """
+
+    def __init__(self, algorithm, args, task, data, generator, modules, optimizers, can_change):
+        self.algorithm, self.task = algorithm, task
+        self.args = replace(args, env_id=task.env_id, device=generator.device.type)  # as resolved
+        self.generator, self.modules, self.optimizers = generator, nn.ModuleDict(modules), optimizers
+        self.identity = {"algorithm": algorithm, "dataset_checksum": checksum(data), **asdict(self.args)}
+        self.steps_done = {}  # by phase
+        self.episodes = {}  # of each evaluation, by step
+        self.points = []  # of the curves: tag, value, step, time
+        self.seconds, self.started = 0.0, time.time()
+
+        name = f"{task.env_id.replace('/', '_')}__{algorithm}__{args.seed}__{time.time_ns()}"
+        self.folder = Path(args.run_dir or f"runs/{name}").expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(self.folder / "lock", timeout=5)
+            self.lock.acquire()
+        except Timeout:
+            fail(f"--run-dir {self.folder}: another process is running there")
+        except OSError as error:
+            fail(f"--run-dir {self.folder}: {error}")
+        if (self.folder / "checkpoint.pt").exists():
+            self.load(can_change)
+            for events in self.folder.glob("events.out.tfevents.*"):
+                events.unlink()  # all points are rewritten from the checkpoint
         self.save()
-        again = f"interrupted; to continue: python {sys.argv[0]} --resume {shlex.quote(str(self.folder))}"
-        signal.signal(signal.SIGINT, lambda *_: setattr(self, "interrupted", again))  # no error amid a step or a file
-        print(*(f"{k} {v}," for k, v in self.flags.items() if k.endswith("_steps") and v), "writing to", self.folder)
+        write_json(self.folder / "args.json", {"algorithm": algorithm, "args": asdict(self.args), **provenance()})
+        if args.track:
+            import wandb
+
+            wandb.init(project="saq", name=name, dir=self.folder, config=asdict(self.args), sync_tensorboard=True)
+        self.writer = SummaryWriter(self.folder)
+        for point in self.points:
+            self.writer.add_scalar(*point)
+        print("writing to", self.folder)
+
+    def steps(self, phase, total):
+        """Yield the remaining steps of a phase, from 1 or where the checkpoint stopped, to total. Saves checkpoints.
+
+        On Ctrl-C the run finishes the step, and the evaluation that follows it, saves and exits. A second Ctrl-C ends
+        it at once.
+        """
+        done = self.steps_done.get(phase, 0)
+        self.phase, self.total = phase, total
+        self.steps_before = sum(self.steps_done.values()) - done
+        self.logged_step, self.logged_time = done, time.time()
+        self.bar = tqdm(range(done + 1, total + 1), phase, total, initial=done, leave=False, disable=None)
+
+        interrupted = False
+
+        def interrupt(*_):
+            nonlocal interrupted
+            interrupted = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        earlier_handler = signal.signal(signal.SIGINT, interrupt)
+        try:
+            for step in self.bar:
+                self.step = step
+                yield step
+                self.steps_done[phase] = step
+                if step % self.args.checkpoint_every == 0 or step == total or interrupted:
+                    self.save()
+                if interrupted:
+                    self.exit_resumable()
+        finally:
+            signal.signal(signal.SIGINT, earlier_handler)
+
+    def log(self, metrics):
+        """Add a step's metrics (scalars by name) to the curves, every 500 steps and after the last."""
+        if self.step % 500 and self.step != self.total:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        if not np.isfinite(list(values.values())).all():
+            fail(f"{self.phase} has diverged by step {self.step}: {values}; try a lower --learning-rate")
+        for name, value in values.items():
+            self.add_point(f"{self.phase}/{name}", value, self.step)
+        speed = (self.step - self.logged_step) / (time.time() - self.logged_time)
+        self.add_point("charts/SPS", speed, self.steps_before + self.step)
+        self.logged_step, self.logged_time = self.step, time.time()
+
+        self.bar.set_postfix(values)
+        tenth = 500 * max(self.total // 5000, 1)  # of the phase, in multiples of 500
+        if self.bar.disable and (self.step % tenth == 0 or self.step == self.total):
+            text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            seconds_left = (self.total - self.step) / speed
+            print(f"{self.phase} {self.step}/{self.total}: {text}; {seconds_left:.0f} s left", flush=True)
+
+    def add_point(self, tag, value, step):
+        point = (tag, value, step, time.time())
+        self.points.append(point)
+        self.writer.add_scalar(*point)
+
+    def exit_resumable(self):
+        """Print the command that resumes the run, and exit."""
+        command = f"python {shlex.join(sys.argv)}"
+        if not self.args.run_dir:
+            command += f" --run-dir {shlex.quote(str(self.folder))}"
+        print(f"\ninterrupted; to continue: {command}", file=sys.stderr)
+        raise SystemExit(130)
 
     def save(self):
-        states = {"optimizers": [o.state_dict()["state"] for o in self.optimizers], "seconds": time.time() - self.start}
-        states |= {"networks": self.networks.state_dict(), "generator": self.generator.get_state()}
-        states |= {"dataset": vars(self.args).get("dataset"), "steps_done": self.steps_done, "episodes": self.episodes}
-        write_file(self.folder / "checkpoint.pt", partial(torch.save, states))
-        while self.curves:  # only now, so that a resumed run writes no step twice
-            self.writer.add_scalar(*self.curves.pop(0))
-        self.writer.flush()
+        """Write the checkpoint."""
+        state = {
+            "identity": self.identity,
+            "modules": self.modules.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generator": self.generator.get_state(),
+            "steps_done": self.steps_done,
+            "episodes": self.episodes,
+            "points": self.points,
+            "seconds": self.seconds + time.time() - self.started,
+        }
+        replace_file(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
 
-    def load(self):
+    def load(self, can_change):
+        """Resume from the checkpoint, if it is from the same algorithm, data and arguments."""
         try:
-            saved = read_file(self.folder / "checkpoint.pt")
-            if saved["dataset"] != vars(self.args).get("dataset"):
-                raise ValueError("it is of another dataset")
-            self.networks.load_state_dict(saved["networks"])
-            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(optimizer.state_dict() | {"state": state})  # at the rates of this command
-                [moment.expand_as(weight) for weight, state in optimizer.state.items() for moment in state.values()]
-            if len(saved["generator"]) == len(self.generator.get_state()):  # else another device's: draws begin anew
-                self.generator.set_state(saved["generator"])
-            self.steps_done = {phase: int(steps) for phase, steps in saved["steps_done"].items()}
-            self.episodes = {name: list(values) for name, values in saved["episodes"].items()}
-            self.start -= saved["seconds"]
+            state = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+            identity = state["identity"]
         except Exception as error:  # a damaged file fails in many ways
-            fail(f"--resume: {self.folder}/checkpoint.pt is damaged or of other networks ({error!r:.200})")
+            fail(f"{self.folder}/checkpoint.pt is damaged ({error!r:.200}); remove the folder to start over")
+        can_change = can_change | {
+            "dataset_path", "run_dir", "compile", "action_mode", "eval_every", "eval_episodes", "final_eval_episodes",
+            "capture_video", "checkpoint_every", "track",
+        }  # fmt: skip
+        changed = []
+        for name, value in self.identity.items():
+            if name not in can_change and identity.get(name) != value:
+                changed.append(f"{name} {identity.get(name)} (now {value})")
+        for phase, done in state["steps_done"].items():
+            if done > getattr(self.args, f"{phase}_steps"):
+                changed.append(f"{phase}_steps, of which {done} are done")
+        if changed:
+            fail(
+                f"the run in {self.folder} was started with other settings: {', '.join(changed)}; use another --run-dir"
+            )
+        self.modules.load_state_dict(state["modules"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+        self.steps_done, self.episodes, self.points = state["steps_done"], state["episodes"], state["points"]
+        self.seconds = state["seconds"]
 
-    def steps(self, phase, total, tag):
-        """Yield the steps of a phase that are still to do; the loop's body leaves their scalars in `self.metrics`."""
-        first, self.since = self.steps_done.get(phase, 0), time.time()  # evaluate moves it: SPS is of training
-        last, bar = first, tqdm(range(first + 1, total + 1), phase, total, leave=False, initial=first, disable=None)
-        for step in bar:
-            yield step
-            self.steps_done[phase] = step
-            if step % 500 == 0 or step == total:
-                values = {name: torch.as_tensor(value).item() for name, value in self.metrics.items()}
-                if not np.isfinite([*values.values()]).all():
-                    fail(f"{phase} has diverged by step {step}: {values}; try a lower --learning-rate")
-                bar.set_postfix(values)
-                rate, name = (step - last) / (time.time() - self.since), "SPS" if tag == "losses/" else f"SPS_{phase}"
-                self.curves += [(f"charts/{name}", rate, step), *((tag + k, v, step) for k, v in values.items())]
-                last, self.since, values["seconds_left"] = step, time.time(), (total - step) / rate
-                if bar.disable and (step == 500 or step * 10 // total > (step - 500) * 10 // total or step == total):
-                    print(f"{phase} {step}/{total}", *(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
-            if step % self.args.checkpoint_every == 0 or step == total or self.interrupted:
-                self.save()
-            if self.interrupted:
-                sys.exit(self.interrupted)
-
-    def evaluate(self, policy, acting, episodes, step=None, video=None):
-        """Scores of `policy(observations, acting, generator)`; with a `step` it goes to the curves and eval.npz."""
-        generator, start = torch.Generator(self.generator.device).manual_seed(self.args.seed), time.time()
+    def evaluate(self, policy, step, episodes, video=None):
+        """Evaluate policy(observations, action_mode, generator): episodes go to eval.npz, their means to the curves."""
+        started = time.time()
+        generator = torch.Generator(self.generator.device).manual_seed(self.args.seed)
 
         @torch.no_grad()
         def act(observations):
-            if self.interrupted and step in (None, self.args.total_steps):  # an earlier step is saved first
-                sys.exit(self.interrupted)
-            return policy(torch.as_tensor(observations).float().to(generator.device), acting, generator).cpu().numpy()
+            obs = torch.as_tensor(observations, dtype=torch.float32, device=generator.device)
+            return policy(obs, self.args.action_mode, generator).cpu().numpy()
 
-        result, self.since = self.task.evaluate(act, episodes, self.args.seed, video), self.since + time.time() - start
-        if step is not None:
-            for name, values in {"step": np.full(len(result["scores"]), step), **result}.items():
-                self.episodes.setdefault(name, []).extend(np.asarray(values).tolist())
-            write_file(self.folder / "eval.npz", lambda file: np.savez(file, **self.episodes))
-            tags = {"normalized_score": "scores", "episodic_return": "returns", "episodic_length": "lengths"}
-            self.curves += [(f"eval/{tag}", np.mean(result[name]), step) for tag, name in tags.items()]
-        return np.asarray(result["scores"]).tolist()
+        result = self.task.evaluate(act, episodes, self.args.seed, video)
+        if step not in self.episodes:  # a finished run that is evaluated again has its points already
+            self.add_point("eval/normalized_score", result["scores"].mean().item(), step)
+            self.add_point("eval/episodic_return", result["returns"].mean().item(), step)
+            self.add_point("eval/episodic_length", result["lengths"].mean().item(), step)
+        self.episodes[step] = {name: values.tolist() for name, values in result.items()}
+        self.episodes[step]["step"] = [step] * len(result["scores"])
+        columns = {name: np.concatenate([e[name] for e in self.episodes.values()]) for name in self.episodes[step]}
+        replace_file(self.folder / "eval.npz", lambda file: np.savez(file, **columns))
+        self.logged_time += time.time() - started  # SPS is the speed of training
+        return result["scores"].tolist()
 
-    def finish(self, policy, ways, modules, facts):
-        """Write model.pt (`modules`), evaluate every way of acting, write result.json (also `facts`) and video.gif."""
-        args, trained, scores = self.args, time.time() - self.start, {}
-        model = {"args": self.flags} | {name: module.state_dict() for name, module in modules.items()}
-        write_file(self.folder / "model.pt", partial(torch.save, model))
-        for acting in sorted(ways, key=lambda way: way != args.acting):  # the one that was asked for first
-            kept = () if scores else (args.total_steps, args.capture_video and self.folder / "video.gif")
-            scores[acting] = self.evaluate(policy, acting, args.final_eval_episodes, *kept)
-        for curve in self.curves if self.metrics or not (self.folder / "result.json").exists() else ():
-            self.writer.add_scalar(*curve)  # but not once more where a finished run is only evaluated again
+    def finish(self, policy, step, modules, **summary):
+        """Write model.pt, evaluate the policy, write result.json, including summary, and return its content."""
+        model = {
+            "algorithm": self.algorithm,
+            "args": asdict(self.args),
+            "action_low": self.task.action_low,
+            "action_high": self.task.action_high,
+        }
+        for name, module in modules.items():
+            model[name] = module.state_dict()
+        replace_file(self.folder / "model.pt", lambda file: torch.save(model, file))
+
+        video = self.folder / "video.gif" if self.args.capture_video else None
+        try:
+            scores = self.evaluate(policy, step, self.args.final_eval_episodes, video)
+        except KeyboardInterrupt:
+            self.exit_resumable()
+        self.save()
+        wall_clock_seconds = self.seconds + time.time() - self.started
+        result = {
+            "env_id": self.args.env_id,
+            "algorithm": self.algorithm,
+            "seed": self.args.seed,
+            "action_mode": self.args.action_mode,
+            "normalized_score": np.mean(scores),
+            "normalized_scores": scores,
+            "dataset_normalized_return": np.mean(self.task.dataset_scores),
+            "total_steps": step,
+            "wall_clock_seconds": wall_clock_seconds,
+            **summary,
+        }
+        write_json(self.folder / "result.json", result)
+        self.task.print_scores({f"{self.algorithm.replace('_', '-').upper()}, {self.args.action_mode}": scores})
+        print(f"{wall_clock_seconds:.0f} seconds; results in {self.folder}")
         self.writer.close()
-        result = {"env_id": args.env_id, "algorithm": self.algorithm, "seed": args.seed, **facts, "scores": scores}
-        result |= {"normalized_score": np.mean(scores[args.acting]), "normalized_scores": scores[args.acting]}
-        result |= {"dataset_normalized_return": np.mean(self.task.dataset_scores), "total_steps": args.total_steps}
-        result |= {"training_seconds": trained, "wall_clock_seconds": time.time() - self.start}
-        write_file(self.folder / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
-        self.task.print_scores({f"{self.algorithm.replace('_', '-').upper()}, {k}": v for k, v in scores.items()})
-        print(f"{result['wall_clock_seconds']:.0f} seconds; all of it in {self.folder}")
+        self.lock.release()
+        return result
+
+
+def checksum(data):
+    crc = 0
+    for column in data.values():
+        crc = zlib.crc32(column.cpu().numpy(), crc)
+    return crc
+
+
+def provenance():
+    """The command, the versions of packages that matter, and the commit of the code."""
+    versions = {}
+    for package in ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "ogbench", "robosuite"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    try:
+        git = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""  # no git
+    return {"command": sys.argv, "versions": versions, "git_commit": commit}
+
+
+def write_json(path, values):
+    replace_file(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
 
 
 if __name__ == "__main__":
-    args = parse_args(Method)
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
-    torch.set_flush_denormal(True)  # moments of dead units get subnormal, which slows a CPU down
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
-    torch.manual_seed(args.seed)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    data, task = load_task(args)
-    data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    observations, actions = data["observations"], data["actions"]
-    sizes = args.codebook_size, args.hidden_dim, args.layer_norm
-    steps = min(max(3000, len(actions) * 3 // 20_000 * 1000), 50_000)  # of each phase to which no flag gives any
-    vars(args).update({k: steps for k in Method._fields if k.endswith("_steps") and getattr(args, k) is None})
-    vqvae = VQVAE.for_data(observations, actions, *sizes, args.standardize)
-    args.vqvae_steps = 0 if args.vqvae_path else args.vqvae_steps
-    if args.vqvae_path and not args.resume:  # a resumed run's is in its checkpoint
-        vqvae.load_weights(args.vqvae_path)
-    behavior, q = (mlp(vqvae.standardize, *sizes).to(device) for _ in range(2))
-    [nn.init.zeros_(parameter) for parameter in behavior[-1].parameters()]  # pi_b is uniform until it is trained
-    vqvae_learner, behavior_acting, q_target, q_acting = map(copy.deepcopy, (vqvae, behavior, q, q))
-    adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    vqvae_adam = torch.optim.Adam(vqvae_learner.parameters(), args.learning_rate, fused=True)
-    behavior_adam, q_adam = adamw(behavior.parameters()), adamw(q.parameters())
-    networks = {"vqvae": vqvae, "vqvae_learner": vqvae_learner, "behavior": behavior, "q": q}
-    networks |= {"behavior_acting": behavior_acting, "q_target": q_target, "q_acting": q_acting}
-    run = Run(args, task, nn.ModuleDict(networks), [vqvae_adam, behavior_adam, q_adam], generator)
-
-    def policy(seen: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
-        return vqvae.act(seen, q_acting(seen) + behavior_acting(seen), acting, generator)
-
-    # The codebook, and the code of every action, once.
-    settings = {name: getattr(args, name) for name in ("batch_size", "restart_every", "ema_decay", "compile")}
-    settings |= dict(learner=(vqvae_learner, vqvae_adam), generator=generator, on_step=partial(setattr, run, "metrics"))
-    train_vqvae(vqvae, observations, actions, run.steps("vqvae", args.vqvae_steps, "vqvae/"), **settings)
-    vqvae.save(run.folder / "vqvae.pt")
-    quality = vqvae.evaluate(observations, actions)
-    print(", ".join(f"{name} {value:.4g}" for name, value in quality.items()))
-    codes = (vqvae.soft_codes if args.soft_codes else vqvae.encode)(observations, actions)
-
-    # The behavior policy over codes.
-    @gradient_step(behavior_adam, generator, len(codes), args.batch_size, args.compile)
-    def behavior_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
-        cross_entropy = F.cross_entropy(behavior(observations[rows]), codes[rows])
-        minimize(cross_entropy, behavior_adam)
-        follow(behavior_acting, behavior, ema)
-        return {"loss": cross_entropy}
-
-    for step in run.steps("bc", args.bc_steps, "losses/bc_"):
-        run.metrics = behavior_step(ema_weight(args.ema_decay, step))
-
-    # Conservative Q-learning on the codes. A horizon h, mean trajectory or in play limit / 4, sets gamma and n.
-    play = ((data["terminals"].diff() < 0) & ~data["ends"][:-1]).any()  # goes on after goals that it met by accident
-    limit = task.max_episode_steps
-    h = max(limit // 4, 1) if play else min(len(codes) / data["ends"].sum().item(), limit)
-    gamma, n_step = 1 - 1 / h if args.gamma is None else args.gamma, args.n_step or (1 if play else round(h / 50) or 1)
-    largest = n_step_returns(data, gamma, limit)[0].abs().max().item()
-    scale = args.value_scale / (largest or 1.0) if args.value_scale else 1.0
-    returns, last, discounts = n_step_returns(data, gamma, n_step)
-    transitions = {"observations": observations, "codes": codes, "returns": scale * returns, "discounts": discounts}
-    transitions["next_observations"] = data["next_observations"][last]
-    for name, states in (("log_pi_b", observations), ("next_log_pi_b", transitions["next_observations"])):
-        table = transitions[name] = torch.empty(len(codes), args.codebook_size, device=device)  # looked up, too
-        [t.copy_(behavior_acting(s).log_softmax(1).detach()) for t, s in zip(table.split(16384), states.split(16384))]
-
-    @gradient_step(q_adam, generator, len(codes), args.batch_size, args.compile)
-    def q_step(rows: torch.Tensor, ema: torch.Tensor, moved: torch.Tensor) -> Batch:
-        metrics = cql_loss(q, q_target, {n: column[rows] for n, column in transitions.items()}, args.alpha, args.backup)
-        minimize(metrics["loss"], q_adam)
-        follow(q_target, q, moved)
-        follow(q_acting, q, ema)
-        return metrics
-
-    for step in run.steps("rl", args.total_steps, "losses/"):
-        run.metrics = q_step(ema_weight(args.ema_decay, step), step % args.target_period == 0)
-        if step % args.eval_every == 0 and step < args.total_steps:
-            run.evaluate(policy, args.acting, args.eval_episodes, step)
-
-    facts = {"vqvae": quality, "reward_scale": scale, "gamma": gamma, "n_step": n_step}
-    if held_out := [torch.from_numpy(column).to(device) for column in getattr(task, "held_out", ())]:
-        facts["held_out"] = vqvae.evaluate(*held_out, behavior_acting(held_out[0]).detach())
-        print("held out:", ", ".join(f"{name} {value:.4g}" for name, value in facts["held_out"].items()))
-    run.finish(policy, ("mean", "greedy", "sampled"), {"q": q_acting, "behavior": behavior_acting}, facts)
+    main(tyro.cli(Args, description=__doc__))

@@ -1,39 +1,42 @@
 """State-conditioned action VQ-VAE: turns continuous actions into codes 0..K-1 that depend on the observation.
 
-    z   = e(s, a)                                      encoder
-    c   = argmin_k |z - codebook_k|^2                  code, an integer
-    z_q = codebook_c,  straight-through gradient       quantized vector
-    a'  = d(s, z_q)                                    decoder
-    loss = |a - a'|^2 + mean (sg[z_q] - z)^2 + mean (z_q - sg[z])^2,  sg: stop gradient
+    z     = e(s, a)                                      encoder
+    c     = argmin_k |z - codebook_k|^2                  code, an integer
+    z_q   = codebook_c                                   quantized vector; its gradient goes straight through to z
+    a'    = d(s, z_q)                                    decoder
+    loss  = |a - a'|^2 + mean (sg[z_q] - z)^2 + mean (z_q - sg[z])^2          sg: stop gradient
+    p_k   = softmax_k(-|z - codebook_k|^2 / m)           soft codes: probabilities of the codes near an action
 
 Luo et al., *Action-Quantized Offline Reinforcement Learning for Robotic Skill Learning*, CoRL 2023, section 4.1
 van den Oord et al., *Neural Discrete Representation Learning*, NeurIPS 2017, equation 3
+Roy et al., *Theory and Experiments on Vector Quantized Autoencoders*, 2018 (soft codes)
 
-    vqvae = VQVAE.for_data(observations, actions)      # (N, observation_dim), (N, action_dim) float32
+    vqvae = VQVAE.for_data(observations, actions)        # (N, observation_dim), (N, action_dim) float32
     train_vqvae(vqvae, observations, actions, steps=20_000)
-    codes = vqvae.encode(observations, actions)        # (N,) int64, once, to learn on; soft_codes: (N, K)
-    actions = vqvae.decode(observations, codes)        # to act
+    codes = vqvae.encode(observations, actions)          # (N,) int64, to train on; soft_codes: probabilities (N, K)
+    actions = vqvae.decode(observations, codes)          # to act
+
+The model comes first, then its training, then the parts of a gradient step that all algorithms share.
 """
 
 import copy
-import io
-import itertools
+import math
 import os
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.optim.adam import adam
 
-Scalars = dict[str, torch.Tensor]  # by name
-CHUNK = 16384  # rows per chunk in encode and decode, which bounds memory
+Metrics = dict[str, torch.Tensor]  # scalars by name
+CHUNK = 16384  # rows that encode and decode process at a time, to bound memory
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std, with mean and std (D,) kept as buffers, so that a checkpoint carries them."""
+    """(x - mean) / std. Mean and std (D,) are buffers, so a checkpoint contains them."""
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor):
         super().__init__()
@@ -41,285 +44,327 @@ class Standardize(nn.Module):
         self.register_buffer("std", std.clone())
 
     @classmethod
-    def for_data(cls, x: torch.Tensor, wanted: bool = True) -> "Standardize":
-        """By mean and deviation + 1e-3 of x (N, D); constant dimensions map to 0. Without `wanted`, the identity."""
+    def for_data(cls, x: torch.Tensor) -> "Standardize":
+        """Standardize by the mean and the standard deviation (plus 1e-3) of x (N, D); constant columns become 0."""
         low, high = x.aminmax(dim=0)
-        still = high - low <= 1e-5 * torch.maximum(high, -low)
-        std = torch.where(still, torch.inf, x.std(0, unbiased=False) + 1e-3)
-        return cls(x.mean(0), std) if wanted else cls(torch.zeros_like(low), torch.ones_like(std))
+        is_constant = high - low <= 1e-5 * torch.maximum(high, -low)
+        std = x.std(0, unbiased=False) + 1e-3
+        return cls(x.mean(0), torch.where(is_constant, torch.inf, std))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.mean) / self.std
 
 
+# ---- The model -------------------------------------------------------------------------------------------------------
+
+
 class VQVAE(nn.Module):
-    """Encoder, decoder and a codebook of K = codebook_size vectors of embedding_dim, with the observation normalizer.
+    """Encoder, decoder, and a codebook of K vectors, together with the standardization of the observations.
 
     Args:
-        hidden_dim, layer_norm: width of the hidden layers; whether to normalize them (the paper: no).
+        codebook_size: K, the number of codes.
+        embedding_dim: dimension of z and of the codebook's vectors.
+        hidden_dim: width of the two hidden layers of encoder and decoder.
+        layer_norm: whether these layers are normalized (paper: no).
+        state_conditioned: whether encoder and decoder see the observation. Otherwise all states share the same K
+            actions, which is the ablation of the paper's idea.
     """
 
     def __init__(
-        self, observation_dim, action_dim, codebook_size=64, embedding_dim=128, hidden_dim=256, layer_norm=True
+        self,
+        observation_dim: int,
+        action_dim: int,
+        codebook_size: int = 64,
+        embedding_dim: int = 128,
+        hidden_dim: int = 256,
+        layer_norm: bool = True,
+        state_conditioned: bool = True,
     ):
         super().__init__()
-        self.config = {"observation_dim": observation_dim, "action_dim": action_dim, "codebook_size": codebook_size}
-        self.config |= {"embedding_dim": embedding_dim, "hidden_dim": hidden_dim, "layer_norm": layer_norm}
+        self.config = dict(
+            observation_dim=observation_dim, action_dim=action_dim, codebook_size=codebook_size,
+            embedding_dim=embedding_dim, hidden_dim=hidden_dim, layer_norm=layer_norm,
+            state_conditioned=state_conditioned,
+        )  # fmt: skip
+        self.state_conditioned = state_conditioned
         self.standardize = Standardize(torch.zeros(observation_dim), torch.ones(observation_dim))
-        self.encoder = self._mlp(observation_dim + action_dim, hidden_dim, embedding_dim)
-        self.decoder = self._mlp(observation_dim + embedding_dim, hidden_dim, action_dim)
-        bound = (3.0 / codebook_size) ** 0.5
+        state_dim = observation_dim if state_conditioned else 0
+        self.encoder = coder(state_dim + action_dim, hidden_dim, embedding_dim, layer_norm)
+        self.decoder = coder(state_dim + embedding_dim, hidden_dim, action_dim, layer_norm)
+        bound = math.sqrt(3 / codebook_size)  # variance 1 / K, as in the authors' code
         self.codebook = nn.Parameter(torch.empty(codebook_size, embedding_dim).uniform_(-bound, bound))
-
-    def _mlp(self, input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
-        layers = [nn.Linear(*pair) for pair in itertools.pairwise((input_dim, hidden_dim, hidden_dim, output_dim))]
-        for layer in layers[:-1]:  # lecun-normal: a normal of variance 1/fan_in, cut at two deviations
-            std = layer.in_features**-0.5 / 0.87962566103423978  # the deviation of a unit normal that is cut there
-            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-        bound = (3.0 * 1e-2 / hidden_dim) ** 0.5
-        nn.init.uniform_(layers[-1].weight, -bound, bound)
-        [nn.init.zeros_(layer.bias) for layer in layers]
-        hidden = [[nn.LayerNorm(hidden_dim)] * self.config["layer_norm"] + [nn.ReLU(inplace=True)] for _ in range(2)]
-        return nn.Sequential(layers[0], *hidden[0], layers[1], *hidden[1], layers[2])
+        self.register_buffer("soft_code_scale", torch.ones(()))  # m; training sets it
 
     @classmethod
-    def for_data(cls, observations, actions, codebook_size=64, hidden_dim=256, layer_norm=True, standardize=True):
-        """A VQ-VAE for (N, .) observations and actions, on their device, with a normalizer or (the paper) without."""
-        sizes = {"codebook_size": codebook_size, "hidden_dim": hidden_dim, "layer_norm": layer_norm}
-        model = cls(observations.shape[1], actions.shape[1], **sizes)
-        model.standardize = Standardize.for_data(observations, standardize)
+    def for_data(
+        cls, observations: torch.Tensor, actions: torch.Tensor, standardize: bool = True, **settings
+    ) -> "VQVAE":
+        """A VQ-VAE for observations (N, observation_dim) and actions (N, action_dim), on their device.
+
+        Args:
+            standardize: whether to standardize observations (paper: no).
+            settings: keyword arguments of the constructor, such as codebook_size.
+        """
+        model = cls(observations.shape[1], actions.shape[1], **settings)
+        if standardize:
+            model.standardize = Standardize.for_data(observations)
         return model.to(actions.device)
 
-    @torch.no_grad()
-    def nearest(self, z: torch.Tensor) -> torch.Tensor:
-        """Codes (B,) int64 whose vectors are nearest in squared L2 to encoder outputs z (B, embedding_dim)."""
-        # |z - codebook_k|^2 without |z|^2, which is the same for every code.
-        return torch.addmm(self.codebook.square().sum(1), z, self.codebook.T, alpha=-2).argmin(1)
-
-    def loss(self, observations: torch.Tensor, actions: torch.Tensor) -> Scalars:
+    def loss(self, observations: torch.Tensor, actions: torch.Tensor) -> Metrics:
         """The VQ-VAE loss of a batch (B, .), (B, .) float32 (van den Oord et al., equation 3, commitment weight 1).
 
         Returns:
-            Scalars: `loss` to minimize; `reconstruction`, the squared error summed over action dimensions and averaged
-            over the batch; `commitment`, mean (sg[z_q] - z)^2, which has the codebook loss's value and other gradient.
+            loss: to minimize.
+            reconstruction: squared error of the actions, summed over their dimensions and averaged over the batch.
+            commitment: mean (sg[z_q] - z)^2. The codebook loss has the same value and another gradient.
         """
-        observations = self.standardize(observations)
-        z = self.encoder(torch.cat([observations, actions], 1))
+        z = self.encoder(self._condition(observations, actions))
         z_q = F.embedding(self.nearest(z), self.codebook)
         commitment = F.mse_loss(z, z_q.detach())
-        decoded = self.decoder(torch.cat([observations, z + (z_q - z).detach()], 1))  # straight-through
+        codebook_loss = F.mse_loss(z_q, z.detach())
+        straight_through = z + (z_q - z).detach()
+        decoded = self.decoder(self._condition(observations, straight_through))
         reconstruction = (decoded - actions).square().sum(1).mean()
-        loss = reconstruction + commitment + F.mse_loss(z_q, z.detach())
-        return {"loss": loss, "reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
+        loss = reconstruction + commitment + codebook_loss
+        return {"loss": loss, "reconstruction": reconstruction, "commitment": commitment}
 
     @torch.no_grad()
-    def embed(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Encoder outputs z (N, embedding_dim) before quantization, of (N, .) observations and actions."""
-        return self.encoder(torch.cat([self.standardize(observations), actions], 1))
+    def nearest(self, z: torch.Tensor) -> torch.Tensor:
+        """Codes (B,) int64 whose vectors are nearest, in squared L2, to encoder outputs z (B, embedding_dim)."""
+        # |codebook_k|^2 - 2 z codebook_k; |z|^2 is the same for every code and drops out of the argmin.
+        return torch.addmm(self.codebook.square().sum(1), z, self.codebook.T, alpha=-2).argmin(1)
 
+    @torch.no_grad()
     def encode(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Codes (N,) int64 in 0..K-1 of observations (N, observation_dim) and actions (N, action_dim)."""
-        chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
-        return torch.cat([self.nearest(self.embed(o, a)) for o, a in chunks])
+        """Nearest codes (N,) int64 of observations (N, observation_dim) and actions (N, action_dim)."""
+        return in_chunks(lambda o, a: self.nearest(self.embed(o, a)), observations, actions)
 
     @torch.no_grad()
     def soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Probabilities (N, K), softmax_k(-|z - codebook_k|^2 / m) (Roy et al., arXiv 1805.11063), of a whole dataset.
+        """Probabilities (N, K) of the codes: softmax_k(-|z - codebook_k|^2 / m), with m from `fit_soft_codes`."""
+        return in_chunks(
+            lambda o, a: (-self.squared_distances(o, a) / self.soft_code_scale).softmax(1), observations, actions
+        )
 
-        m is the mean of the smallest squared distance over these rows, or of the step to the second if that is less.
+    @torch.no_grad()
+    def fit_soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> None:
+        """Set m from a dataset: m = min(mean d1, mean (d2 - d1)).
+
+        d1 and d2 are the squared distances to the nearest and to the second-nearest code. The first term keeps the
+        probabilities no wider than the quantization error, the second keeps neighboring codes distinct.
         """
-        chunks = zip(observations.split(CHUNK), actions.split(CHUNK))
-        squared = torch.cat([torch.cdist(self.embed(o, a), self.codebook).square() for o, a in chunks])
-        near = squared.topk(min(2, len(self.codebook)), largest=False).values.mean(0)
-        return squared.div_(-torch.minimum(near[0], near[-1] - near[0]).clamp_min(1e-12)).softmax(1)
+        count = min(2, len(self.codebook))  # a codebook of one code has no second
+        nearest = in_chunks(
+            lambda o, a: self.squared_distances(o, a).topk(count, largest=False).values, observations, actions
+        )
+        means = nearest.mean(0)
+        m = torch.minimum(means[0], means[-1] - means[0])
+        self.soft_code_scale.copy_(m.clamp_min(1e-12))
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Actions (N, action_dim) that codes (N,) stand for at observations (N, observation_dim); not clipped."""
-        chunks = zip(observations.split(CHUNK), codes.split(CHUNK))
-        return torch.cat([self.decoder(torch.cat([self.standardize(o), self.codebook[c]], 1)) for o, c in chunks])
+        """Actions (N, action_dim) that codes (N,) int64 stand for at observations (N, observation_dim); not clipped."""
+        return in_chunks(lambda o, c: self.decoder(self._condition(o, self.codebook[c])), observations, codes)
 
-    def act(self, observations, logits, acting: str, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Actions (B, action_dim) of the policy softmax(logits) over codes, from observations and logits (B, K).
+    def act(
+        self,
+        observations: torch.Tensor,
+        logits: torch.Tensor,
+        action_mode: str,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Actions (B, action_dim) of the policy softmax(logits) over codes.
 
         Args:
-            acting: `mean`, sum_k pi(k|s) decode(s, k); `greedy`, what the most probable code decodes to; `sampled`,
-                what a code drawn by `generator` decodes to. Another word is a ValueError.
-        """
-        if acting not in ("mean", "greedy", "sampled"):
-            raise ValueError(f"acting must be mean, greedy or sampled, it is {acting}")
-        probabilities = logits.softmax(1)
-        if acting == "mean":
-            codes = torch.arange(logits.shape[1], device=logits.device).repeat(len(logits))  # every code in every state
-            decoded = self.decode(observations.repeat_interleave(logits.shape[1], 0), codes).view(*logits.shape, -1)
-            return torch.einsum("bk,bka->ba", probabilities, decoded)
-        if acting == "greedy":
-            return self.decode(observations, logits.argmax(1))
-        return self.decode(observations, torch.multinomial(probabilities, 1, generator=generator).squeeze(1))
+            observations: (B, observation_dim).
+            logits: (B, K).
+            action_mode: mean, the average of the decoded actions under the policy; greedy, the most probable code,
+                decoded; sampled, a code drawn with `generator`, decoded.
 
-    def evaluate(self, observations, actions, logits: torch.Tensor | None = None) -> dict[str, float]:
-        """How well nearest codes stand for the actions, and logits (N, K), if given, for these codes; of (N, .) rows.
+        Raises:
+            ValueError: if action_mode is none of these.
+        """
+        probabilities = logits.softmax(1)
+        if action_mode == "mean":
+            batch_size, codebook_size = logits.shape
+            # Decode all K codes at every observation.
+            every_code = torch.arange(codebook_size, device=logits.device).repeat(batch_size)
+            decoded = self.decode(observations.repeat_interleave(codebook_size, 0), every_code)
+            return torch.einsum("bk,bka->ba", probabilities, decoded.view(batch_size, codebook_size, -1))
+        if action_mode == "greedy":
+            return self.decode(observations, logits.argmax(1))
+        if action_mode == "sampled":
+            codes = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+            return self.decode(observations, codes)
+        raise ValueError(f"action_mode must be mean, greedy or sampled, got {action_mode!r}")
+
+    @torch.no_grad()
+    def evaluate(self, observations: torch.Tensor, actions: torch.Tensor) -> dict[str, float]:
+        """How well the nearest codes reconstruct actions (N, action_dim) at observations (N, observation_dim).
 
         Returns:
-            `reconstruction_error`, squared error summed over action dimensions, mean over N; `action_variance`, the
-            error of the best constant action, in the same unit; `codes_used`, how many of the K codes occur;
-            `perplexity`, exp of the entropy of the codes' frequencies (1 to K); with logits `cross_entropy`, in nats.
+            reconstruction_error: squared error of the decoded actions, summed over dimensions, averaged over N.
+            action_variance: the error of always predicting the mean action.
+            codes_used: how many of the K codes occur.
+            perplexity: exp of the entropy of the codes' frequencies, from 1 to K.
         """
         codes = self.encode(observations, actions)
+        error = (self.decode(observations, codes) - actions).square().sum(1).mean()
         frequency = torch.bincount(codes, minlength=len(self.codebook)) / len(codes)
-        return ({} if logits is None else {"cross_entropy": F.cross_entropy(logits, codes).item()}) | {
-            "reconstruction_error": (self.decode(observations, codes) - actions).square().sum(1).mean().item(),
+        return {
+            "reconstruction_error": error.item(),
             "action_variance": actions.var(0, unbiased=False).sum().item(),
             "codes_used": int((frequency > 0).sum()),
             "perplexity": torch.special.entr(frequency).sum().exp().item(),
         }
 
+    @torch.no_grad()
+    def embed(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Encoder outputs z (B, embedding_dim), before quantization."""
+        return self.encoder(self._condition(observations, actions))
+
+    @torch.no_grad()
+    def squared_distances(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """|z - codebook_k|^2 (B, K)."""
+        return torch.cdist(self.embed(observations, actions), self.codebook).square()
+
+    def _condition(self, observations: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """x (B, D), after the standardized observations if the codes depend on the state."""
+        if not self.state_conditioned:
+            return x
+        return torch.cat([self.standardize(observations), x], 1)
+
     def save(self, path: str | os.PathLike) -> None:
-        """Write architecture, weights and normalizer to `path`."""
-        write_file(path, lambda file: torch.save({"config": self.config, "weights": self.state_dict()}, file))
+        """Write the constructor's arguments, weights and standardization to a file."""
+        replace_file(path, lambda file: torch.save({"config": self.config, "weights": self.state_dict()}, file))
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> "VQVAE":
-        """Read what `save` wrote. Raises OSError if the file is missing or holds no VQ-VAE."""
+        """Read what `save` wrote. Raises OSError if the file is missing or does not contain a VQ-VAE."""
         try:
-            checkpoint = read_file(path)
-            model = cls(**checkpoint["config"])
-            model.load_state_dict(checkpoint["weights"])
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            model = cls(**saved["config"])
+            model.load_state_dict(saved["weights"])
         except Exception as error:  # a damaged file fails in many ways
-            raise OSError(f"{path} is not a VQ-VAE saved by this project ({error!r:.200})") from error
+            raise OSError(f"{path} is not a readable vqvae.pt ({error!r:.200})") from error
         return model.to(device)
 
     def load_weights(self, path: str | os.PathLike) -> None:
-        """Take the weights that `save` wrote. Raises OSError as `load` does, or if sizes or the normalizer differ."""
+        """Load the weights from a file written by `save`.
+
+        Raises:
+            OSError: as `load` does.
+            ValueError: if the file's configuration or the statistics of its observations differ.
+        """
         saved = self.load(path, self.codebook.device)
         if saved.config != self.config:
-            raise OSError(f"{path} has {saved.config}, this run needs {self.config}")
-        for known, own in zip(saved.standardize.buffers(), self.standardize.buffers()):
-            if not torch.allclose(known, own, rtol=1e-3, atol=1e-3):
-                raise OSError(f"{path} is of another dataset, or differs in --standardize")
+            raise ValueError(f"{path} has {saved.config}, this run needs {self.config}")
+        for theirs, ours in zip(saved.standardize.buffers(), self.standardize.buffers()):
+            if not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3):
+                raise ValueError(f"{path} was trained on another dataset, or with another --standardize")
         self.load_state_dict(saved.state_dict())
 
 
-def write_file(path: str | os.PathLike, save: Callable[[io.BytesIO], object]) -> None:
-    """Write to `path`, atomically, what `save(file)` writes to a file in memory. Raises OSError."""
-    content, temporary = io.BytesIO(), Path(path).with_name(f"part-{Path(path).name}")
-    save(content)
-    try:
-        temporary.write_bytes(content.getbuffer())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error}") from error
+def in_chunks(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """function(*tensors) for CHUNK rows at a time, concatenated."""
+    chunks = [tensor.split(CHUNK) for tensor in tensors]
+    return torch.cat([function(*rows) for rows in zip(*chunks)])
 
 
-def read_file(path: str | os.PathLike) -> dict:
-    """What `torch.save` wrote to `path`, on the CPU. Raises zipfile.BadZipFile where a byte of it has changed."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():  # torch.load does not look at checksums
-            raise zipfile.BadZipFile(f"{damaged} in it is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True)
+def coder(input_dim: int, hidden_dim: int, output_dim: int, layer_norm: bool) -> nn.Sequential:
+    """A network with two hidden layers, initialized as in the authors' code."""
+    first = nn.Linear(input_dim, hidden_dim)
+    second = nn.Linear(hidden_dim, hidden_dim)
+    last = nn.Linear(hidden_dim, output_dim)
+    for layer in (first, second):
+        # lecun_normal: std 1 / sqrt(fan_in) after truncation at two standard deviations, which shrinks it by 0.8796.
+        std = layer.in_features**-0.5 / 0.87962566103423978
+        nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(layer.bias)
+    bound = math.sqrt(3 * 1e-2 / hidden_dim)
+    nn.init.uniform_(last.weight, -bound, bound)
+    nn.init.zeros_(last.bias)
+
+    if not layer_norm:
+        return nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True), last)
+    return nn.Sequential(
+        first, nn.LayerNorm(hidden_dim), nn.ReLU(inplace=True),
+        second, nn.LayerNorm(hidden_dim), nn.ReLU(inplace=True),
+        last,
+    )  # fmt: skip
 
 
-def ema_weight(decay: float, step: int) -> float:
-    """Weight of step 1, 2, ... in a moving average of this decay, with a warm-up that drops the first weights.
-
-    Before step 10 / (1 - decay), 20,000 at 0.9995, the average is over about the last tenth of the steps.
-    """
-    return max(1.0 - decay, 10 / (9 + step))
+# ---- Its training ----------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, weight: float | torch.Tensor) -> None:
-    """Move the weights of `average`, a copy of `model`, by `weight` (0 to 1) of the way to those of `model`."""
-    averages, models = list(average.parameters()), list(model.parameters())
-    if torch.compiler.is_compiling():  # to one kernel; lerp of lists would be one per parameter
-        torch._foreach_mul_(averages, 1 - weight)
-        torch._foreach_add_(averages, torch._foreach_mul(models, weight))
-    else:
-        torch._foreach_lerp_(averages, models, [weight] * len(models))
-
-
-def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step of `optimizer`, an Adam or AdamW (without amsgrad or maximize), down the gradient of `loss`."""
-    if not torch.compiler.is_compiling():
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return
-    # torch.compile breaks its graph at each of the three, but it traces the function that an Adam's step calls.
-    gradients = iter(torch.autograd.grad(loss, [p for group in optimizer.param_groups for p in group["params"]]))
-    with torch.no_grad():
-        for group in optimizer.param_groups:
-            parameters, (beta1, beta2) = group["params"], group["betas"]
-            state = [[optimizer.state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step")]
-            flags = {name: group[name] for name in ("lr", "weight_decay", "eps", "decoupled_weight_decay")}
-            flags |= dict(beta1=beta1, beta2=beta2, amsgrad=False, maximize=False, foreach=True, capturable=True)
-            adam(parameters, [next(gradients) for _ in parameters], *state[:2], [], state[2], **flags)
-
-
-def gradient_step(
-    optimizer: torch.optim.Optimizer, generator: torch.Generator, count: int, batch_size: int, compile=False, *draws
-) -> Callable[[Callable[..., Scalars]], Callable[..., Scalars]]:
-    """Decorator of a whole gradient step: of `step(rows, *drawn, *weights)` it makes `step(*weights)`, which draws.
-
-    Weights are numbers such as `ema_weight`, and scalar tensors inside. On a GPU, where kernels would wait for Python,
-    call 3 records them as a CUDA graph, and calls replay it: between calls only tensors may change, and only in place,
-    and a call overwrites what the last returned. There and with `compile`, numbers such as the learning rate are fixed.
+def train_vqvae(
+    model: VQVAE,
+    observations: torch.Tensor,
+    actions: torch.Tensor,
+    steps: int | Iterable[int],
+    batch_size: int = 256,
+    learner: VQVAE | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
+    dead_code_reset_every: int = 500,
+    ema_decay: float = 0.9995,
+    compile: bool = False,
+    on_step: Callable[[Metrics], None] = lambda metrics: None,
+) -> None:
+    """Train on a dataset. A copy, the learner, takes the gradient steps; `model` is the average of its weights.
 
     Args:
-        optimizer, generator: what the step gives to `minimize`; what draws, on the device of all tensors.
-        count, batch_size: the step's rows are (batch_size,) int64, uniform from 0 to count - 1.
-        compile: compile the whole step with torch.compile.
-        draws: functions that draw from `generator` what else is random in the step, such as noise.
+        observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
+        steps: the number of gradient steps, or an iterable of step numbers 1, 2, ... (or, to continue, later ones).
+        batch_size: transitions per gradient step.
+        learner, optimizer: the copy and the Adam of its parameters; pass both to save them and to resume training. By
+            default a new copy with learning rate 3e-3.
+        generator: draws the batches, on the model's device; by default one with seed 0.
+        dead_code_reset_every: start from k-means centers of encoder outputs, and reset unused codes this often. 0: do
+            neither (paper).
+        ema_decay: decay of the averaged weights. At step t they move by the larger of 1 - ema_decay and 10 / (9 + t):
+            at first the average covers the last tenth of the steps. 0: the last weights (paper).
+        compile: compile the gradient step with torch.compile.
+        on_step: called after each step with the metrics of `VQVAE.loss`, which the next step overwrites on a GPU, and
+            every 500 steps with those of `VQVAE.evaluate` on a sample of the dataset.
     """
+    if learner is None:
+        learner = copy.deepcopy(model)
+        optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
+    device = actions.device
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(0)
+    stride = max(1, len(actions) // 4096)  # evaluate on 4096 to 8191 evenly spaced rows
+    if isinstance(steps, int):
+        steps = range(1, steps + 1)
 
-    def decorate(step: Callable[..., Scalars]) -> Callable[..., Scalars]:
-        device, weights, calls, outputs = generator.device, [], itertools.count(1), {}
-        graph, stream = (torch.cuda.CUDAGraph(), torch.cuda.Stream(device)) if device.type == "cuda" else (None, None)
-        for group in optimizer.param_groups if graph else ():
-            group["capturable"] = True
+    @accelerate(optimizer, compile)  # CUDA graph on a GPU, torch.compile on request; the same result
+    def vqvae_step(idx, ema_rate):
+        metrics = learner.loss(observations[idx], actions[idx])
+        minimize(metrics["loss"], optimizer)  # zero_grad, backward, step
+        soft_update(model, learner, ema_rate)
+        return metrics
 
-        def detached(*inputs: torch.Tensor) -> Scalars:
-            return {name: value.detach() for name, value in step(*inputs).items()}
-
-        whole = detached
-        if compile:
-            torch._dynamo.config.trace_autograd_ops = True  # for torch.autograd.grad in minimize
-            torch._dynamo.config.recompile_limit = 256  # of all steps together: to torch.compile each is `detached`
-            options = {"combo_kernels": True} if graph else None  # independent small kernels become one
-            whole = torch.compile(detached, fullgraph=True, options=options)
-
-        def once() -> Scalars:
-            drawn = torch.randint(count, (batch_size,), generator=generator, device=device), *(draw() for draw in draws)
-            return (whole if optimizer.state else detached)(*drawn, *weights)  # the first step allocates the state
-
-        def call(*values: float) -> Scalars:
-            weights[:] = weights or [torch.empty((), device=device) for _ in values]
-            for weight, value in zip(weights, values, strict=True):
-                weight.fill_(value)
-            if not graph:
-                return once()
-            if next(calls) <= 2:  # warm-up: libraries initialize, torch.compile compiles
-                stream.wait_stream(torch.cuda.current_stream(device))
-                with torch.cuda.stream(stream):
-                    metrics = once()
-                torch.cuda.current_stream(device).wait_stream(stream)
-                return metrics
-            if not outputs:
-                graph.register_generator_state(generator)
-                with torch.cuda.graph(graph, stream=stream):
-                    outputs.update(once())
-            graph.replay()
-            return outputs
-
-        return call
-
-    return decorate
+    for step in steps:
+        if dead_code_reset_every and (step == 1 or step % dead_code_reset_every == 0):
+            idx = torch.randint(len(actions), (max(8192, len(model.codebook)),), generator=generator, device=device)
+            z = learner.embed(observations[idx], actions[idx])
+            if step == 1:
+                initialize_codebook(learner, z)
+            else:
+                reset_dead_codes(learner, z)
+        idx = torch.randint(len(actions), (batch_size,), generator=generator, device=device)
+        ema_rate = max(1 - ema_decay, 10 / (9 + step))  # falls from 1, about as 10 / step, to 1 - ema_decay
+        metrics = vqvae_step(idx, ema_rate)
+        if step % 500 == 0:
+            metrics = metrics | model.evaluate(observations[::stride], actions[::stride])
+        on_step(metrics)
+    model.fit_soft_codes(observations, actions)  # also if a resumed run has no steps left
 
 
 @torch.no_grad()
 def initialize_codebook(model: VQVAE, z: torch.Tensor) -> None:
-    """Put the codebook on the k-means centers (Lloyd's algorithm) of encoder outputs z (rows, embedding_dim)."""
+    """Put the codebook on the k-means centers (Lloyd's algorithm) of encoder outputs z (B, embedding_dim)."""
     model.codebook.copy_(z[: len(model.codebook)])
     for _ in range(10):
         codes = model.nearest(z)
@@ -329,62 +374,162 @@ def initialize_codebook(model: VQVAE, z: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def restart_unused_codes(model: VQVAE, z: torch.Tensor) -> None:
-    """Move each code that none of z (rows, embedding_dim) has next to the code of a row, a tenth of the way to its z.
+def reset_dead_codes(model: VQVAE, z: torch.Tensor) -> None:
+    """Reset each code that none of z (B, embedding_dim) has close to a live one.
 
-    Moved all the way to z, where the decoder has seen nothing, it would multiply the reconstruction error for a while.
+    The vector of dead code k becomes that of the code of z[k], moved a tenth of the way to z[k]. Moving it all the way
+    would put it where the decoder is untrained, and the reconstruction error would spike.
     """
-    codes, first = model.nearest(z), slice(len(model.codebook))
-    unused = torch.bincount(codes, minlength=len(model.codebook)) == 0
-    beside = torch.lerp(model.codebook[codes[first]], z[first], 0.1)
-    model.codebook.copy_(torch.where(unused[:, None], beside, model.codebook))
+    codebook_size = len(model.codebook)
+    codes = model.nearest(z)
+    is_dead = torch.bincount(codes, minlength=codebook_size) == 0
+    beside = torch.lerp(model.codebook[codes[:codebook_size]], z[:codebook_size], 0.1)
+    model.codebook.copy_(torch.where(is_dead[:, None], beside, model.codebook))
 
 
-def train_vqvae(
-    model: VQVAE,
-    observations: torch.Tensor,
-    actions: torch.Tensor,
-    steps: int | Iterable[int],
-    batch_size: int = 256,
-    learner: tuple[VQVAE, torch.optim.Optimizer] | None = None,
-    generator: torch.Generator | None = None,
-    restart_every: int = 500,
-    ema_decay: float = 0.9995,
-    compile: bool = False,
-    on_step: Callable[[Scalars], None] = lambda metrics: None,
-) -> None:
-    """Train `model` on the rows of a dataset: a copy takes the gradient steps, `model` is the average of its weights.
+# ---- The parts of a gradient step ------------------------------------------------------------------------------------
+#
+#     @accelerate(optimizer)                     # CUDA graph on a GPU, torch.compile if asked for
+#     def step(idx, rate):
+#         loss = ...
+#         minimize(loss, optimizer)                 # zero_grad, backward, step
+#         soft_update(average, model, rate)         # average += rate * (model - average)
+#         return {"loss": loss}
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, model: nn.Module, rate: float | torch.Tensor) -> None:
+    """target += rate * (model - target), for every parameter (Polyak averaging)."""
+    targets, sources = list(target.parameters()), list(model.parameters())
+    if torch.compiler.is_compiling():  # this compiles to one kernel, _foreach_lerp_ to one per parameter
+        torch._foreach_mul_(targets, 1 - rate)
+        torch._foreach_add_(targets, torch._foreach_mul(sources, rate))
+    else:
+        torch._foreach_lerp_(targets, sources, [rate] * len(sources))
+
+
+def minimize(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of an Adam or AdamW (without amsgrad or maximize) down the gradient of a scalar loss."""
+    if not torch.compiler.is_compiling():
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return
+
+    # torch.compile cannot trace these three calls, but it can trace the function behind Adam.step.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = dict(zip(parameters, torch.autograd.grad(loss, parameters)))
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            states = [optimizer.state[p] for p in group["params"]]
+            beta1, beta2 = group["betas"]
+            adam(
+                group["params"],
+                [gradients[p] for p in group["params"]],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                decoupled_weight_decay=group["decoupled_weight_decay"],
+                amsgrad=False,
+                maximize=False,
+                foreach=True,
+                capturable=True,
+            )
+
+
+def accelerate(optimizer: torch.optim.Optimizer, compile: bool = False) -> Callable:
+    """Decorator that makes a gradient step fast. What it computes stays the same.
+
+    The step is a function of tensors and numbers that updates tensors in place and returns scalars by name. On the CPU
+    it runs as it is. On a GPU, where Python's overhead would dominate, the third call records a CUDA graph and later
+    calls replay it: then Python code in the step no longer runs, shapes of arguments must stay the same, and a call
+    overwrites what the last one returned. With `compile`, torch.compile compiles the whole step. In both cases numeric
+    arguments become tensors; all other numbers, such as the learning rate, are frozen.
 
     Args:
-        observations, actions: (N, observation_dim) and (N, action_dim) float32 on the model's device.
-        steps: number of gradient steps, or an iterable of step numbers (1, 2, ... or, to resume, from a later one on).
-        batch_size, compile: rows per gradient step; whether to compile it with torch.compile.
-        learner: the copy that takes the steps, and the Adam of its parameters; left out, a copy with Adam at 3e-3.
-        generator: draws the rows, on the model's device; left out, one of seed 0.
-        restart_every: with n > 0 the codebook starts on k-means centers of encoder outputs, and every n steps codes
-            that are in no use move beside codes that are; 0 is the plain VQ-VAE of the paper.
-        ema_decay: decay of the average, at most (see `ema_weight`); 0: the last weights (the paper).
-        on_step: called after every step with its metrics, as `VQVAE.loss` returns them, every 500 steps also those of
-            `VQVAE.evaluate` on some rows; on a GPU the next step overwrites them.
+        optimizer: the Adam that the step gives to `minimize`.
+        compile: compile the step with torch.compile.
     """
-    learner, optimizer = learner or (copy.deepcopy(model), None)
-    optimizer = optimizer or torch.optim.Adam(learner.parameters(), lr=3e-3, fused=True)
-    generator = generator or torch.Generator(actions.device).manual_seed(0)
-    every = max(1, len(actions) // 4096)  # metrics of the whole dataset are estimated on every so many rows
 
-    @gradient_step(optimizer, generator, len(actions), batch_size, compile)
-    def vqvae_step(rows: torch.Tensor, ema: torch.Tensor) -> Scalars:
-        metrics = learner.loss(observations[rows], actions[rows])
-        minimize(metrics["loss"], optimizer)
-        follow(model, learner, ema)
-        return metrics
+    def decorate(step: Callable[..., Metrics]) -> Callable[..., Metrics]:
+        device = optimizer.param_groups[0]["params"][0].device
+        on_gpu = device.type == "cuda"
 
-    for step in range(1, steps + 1) if isinstance(steps, int) else steps:
-        if restart_every and (step == 1 or step % restart_every == 0):
-            rows = torch.randint(len(actions), (8192,), generator=generator, device=actions.device)
-            z = learner.embed(observations[rows], actions[rows])
-            initialize_codebook(learner, z) if step == 1 else restart_unused_codes(learner, z)
-        metrics = vqvae_step(ema_weight(ema_decay, step))
-        if step % 500 == 0:
-            metrics = metrics | model.evaluate(observations[::every], actions[::every])
-        on_step(metrics)
+        def detached(*inputs):
+            return {name: value.detach() for name, value in step(*inputs).items()}
+
+        if not compile and not on_gpu:
+            return detached
+
+        fast = detached
+        if compile:
+            torch._dynamo.config.trace_autograd_ops = True  # for torch.autograd.grad in `minimize`
+            torch._dynamo.config.recompile_limit = 256  # counts all gradient steps, which share the code of `detached`
+            options = {"combo_kernels": True} if on_gpu else None  # independent small kernels become one
+            fast = torch.compile(detached, fullgraph=True, options=options)
+
+        def step_on_tensors(*inputs):
+            tensors = [as_tensor(value, device) for value in inputs]
+            if not optimizer.state:  # run once as it is, so that the optimizer's state exists
+                return detached(*tensors)
+            return fast(*tensors)
+
+        if not on_gpu:
+            return step_on_tensors
+        for group in optimizer.param_groups:
+            group["capturable"] = True
+        return GraphedStep(step_on_tensors, device)
+
+    return decorate
+
+
+def as_tensor(value: torch.Tensor | float, device: torch.device) -> torch.Tensor:
+    """A tensor as it is, a number as a float32 scalar."""
+    if isinstance(value, torch.Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.float32, device=device)
+
+
+class GraphedStep:
+    """Calls a function twice, records the third call as a CUDA graph, and replays it from then on."""
+
+    def __init__(self, function: Callable[..., Metrics], device: torch.device):
+        self.function, self.device = function, device
+        self.graph = torch.cuda.CUDAGraph()
+        self.stream = torch.cuda.Stream(device)
+        self.calls = 0
+
+    def __call__(self, *inputs: torch.Tensor | float) -> Metrics:
+        self.calls += 1
+        if self.calls <= 2:  # warm-up: a graph must not record initialization and compilation
+            current = torch.cuda.current_stream(self.device)
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                outputs = self.function(*inputs)
+            current.wait_stream(self.stream)
+            return outputs
+        if self.calls == 3:
+            self.inputs = [as_tensor(value, self.device).clone() for value in inputs]
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.outputs = self.function(*self.inputs)
+        for recorded, value in zip(self.inputs, inputs, strict=True):
+            if isinstance(value, torch.Tensor):
+                recorded.copy_(value)
+            else:
+                recorded.fill_(value)
+        self.graph.replay()
+        return self.outputs
+
+
+def replace_file(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file through a temporary one, so that a kill leaves the old file or the new one, never half of one."""
+    temporary = Path(f"{path}.part")
+    with open(temporary, "wb") as file:
+        write(file)
+    os.replace(temporary, path)

@@ -14,17 +14,17 @@ import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
-from report import TITLES, by, fail, plt
+from report import TITLES, by, fail, plt, read_scores
 
 
 class Args(NamedTuple):
     folder: Annotated[Path, tyro.conf.Positional]  # a folder of runs, or written by this script
     out: Path  # folder to write to
-    acting: Literal["mean", "greedy", "sampled"] = "mean"  # way of acting to draw; the table has all
+    action_mode: Literal["mean", "greedy", "sampled"] = "mean"  # to draw; the table has all that the runs have
 
 
 class Row(NamedTuple):
@@ -35,47 +35,58 @@ class Row(NamedTuple):
     quantizer: str
     codebook_size: int
     seed: int
-    mean: float  # score of each way of acting
-    greedy: float
-    sampled: float
+    mean: float | None  # score of each action mode; None if the run was not evaluated so
+    greedy: float | None
+    sampled: float | None
     error: float  # reconstruction error / variance of the actions; the best constant action has 1
     codes_used: int
     perplexity: float
 
 
-WAYS = ("mean", "greedy", "sampled")  # of acting
+MODES = ("mean", "greedy", "sampled")  # of --action-mode
 COLOURS = {"saq": "#0072B2", "action-only": "#D55E00", "uniform": "#009E73", "aquadem": "#CC79A7"}  # Okabe and Ito's
 MARKS = {"saq": ("-", "o"), "action-only": ("--", "s"), "uniform": (":", "^"), "aquadem": ("-.", "D")}  # differ in grey
-ACTING = {"mean": "mean action", "greedy": "most probable code", "sampled": "sampled code"}
+MODE_NAMES = {"mean": "mean action", "greedy": "most probable code", "sampled": "sampled code"}
 NAMES = {"saq": "state-conditioned", "action-only": "action only", "uniform": "uniform grid", "aquadem": "Aquadem"}
 
 
 def read_run(folder: Path) -> Row:
     result = json.loads((folder / "result.json").read_text())
     args = json.loads((folder / "args.json").read_text())["args"]
-    quantizer, _, algorithm = result["algorithm"].removeprefix("quantizers_").rpartition("_")
-    quality = result["vqvae"]
+    quantizer, _, algorithm = result["algorithm"].rpartition("_")
+    if not args["state_conditioned"]:
+        quantizer = "action-only"
+    quality, scores = result["vqvae"], read_scores(folder, result)
     return Row(
         dataset=Path(args["dataset_path"]).stem if args["dataset_path"] else args["env_id"],
         algorithm=algorithm,
         quantizer=quantizer,
         codebook_size=args["codebook_size"],
         seed=args["seed"],
-        **{way: round(float(np.mean(result["scores"][way])), 4) for way in WAYS},
+        **{mode: round(float(np.mean(scores[mode])), 4) if mode in scores else None for mode in MODES},
         error=round(quality["reconstruction_error"] / quality["action_variance"], 6),
         codes_used=quality["codes_used"],
         perplexity=round(quality["perplexity"], 4),
     )
 
 
+def convert(kind: type, text: str) -> Any:
+    """A value of a Row from its text in ablation.csv."""
+    if kind == (float | None):
+        return float(text) if text else None
+    return kind(text)
+
+
 def read(folder: Path) -> list[Row]:
     """The rows of ablation.csv if `folder` has one, else of every finished run below it that has a quantizer."""
+    rows = []
     if (folder / "ablation.csv").exists():
         with open(folder / "ablation.csv", newline="") as file:
             types, reader = Row.__annotations__, csv.DictReader(file)
             if reader.fieldnames != list(types):
                 fail(f"{folder / 'ablation.csv'} is of another version: its columns are not {', '.join(types)}")
-            rows = [Row(**{name: types[name](text) for name, text in row.items()}) for row in reader]
+            for row in reader:
+                rows.append(Row(**{name: convert(types[name], text) for name, text in row.items()}))
     else:
         paths = sorted(folder.rglob("result.json"))
         rows = [read_run(path.parent) for path in paths if "vqvae" in json.loads(path.read_text())]
@@ -95,13 +106,16 @@ def read(folder: Path) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """Markdown: one line per dataset, algorithm, quantizer and K."""
-    columns = dict.fromkeys(WAYS, ".1f") | {"error": ".4f", "codes_used": ".0f", "perplexity": ".1f"}
-    titles = ("dataset", "algorithm", "quantizer", "K", "seeds", *WAYS, "error / variance", "codes used", "perplexity")
+    columns = dict.fromkeys(MODES, ".1f") | {"error": ".4f", "codes_used": ".0f", "perplexity": ".1f"}
+    titles = ("dataset", "algorithm", "quantizer", "K", "seeds", *MODES, "error / variance", "codes used", "perplexity")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for (dataset, algorithm, quantizer, codes), runs in by(rows, lambda row: row[:4]).items():
         cells = [dataset, f"SAQ-{algorithm.upper()}", NAMES[quantizer], str(codes), str(len(runs))]
         for column, digits in columns.items():
             values = [getattr(run, column) for run in runs]
+            if None in values:
+                cells.append("")
+                continue
             spread = f" ({np.std(values, ddof=1):{digits}})" if len(runs) > 1 else ""
             cells.append(f"{np.mean(values):{digits}}{spread}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -119,7 +133,7 @@ def draw_lines(axis: plt.Axes, rows: Iterable[Row], column: str) -> None:
         axis.scatter(sizes, values, s=12, marker=marker, color=colour, alpha=0.4, linewidths=0)
 
 
-def draw(rows: list[Row], acting: str, path: Path) -> None:
+def draw(rows: list[Row], action_mode: str, path: Path) -> None:
     """A line of panels per dataset: the quantizers' error, then the score of each algorithm."""
     datasets, algorithms = by(rows, lambda row: row.dataset), sorted({row.algorithm for row in rows})
     size = (3.6 * (1 + len(algorithms)), 3.0 * len(datasets) + 0.3)
@@ -133,9 +147,9 @@ def draw(rows: list[Row], acting: str, path: Path) -> None:
         line[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         line[0].yaxis.set_minor_formatter("")
         for axis, algorithm in zip(line[1:], algorithms, strict=True):
-            chosen = [run for run in runs if run.algorithm == algorithm]
-            draw_lines(axis, chosen, acting)
-            axis.set(title=f"{title}: SAQ-{algorithm.upper()}", ylabel=f"score by {ACTING[acting]}")
+            chosen = [run for run in runs if run.algorithm == algorithm and getattr(run, action_mode) is not None]
+            draw_lines(axis, chosen, action_mode)
+            axis.set(title=f"{title}: SAQ-{algorithm.upper()}", ylabel=f"score by {MODE_NAMES[action_mode]}")
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             axis.set_visible(bool(chosen))
         sizes = sorted({run.codebook_size for run in runs})
@@ -150,14 +164,17 @@ def draw(rows: list[Row], acting: str, path: Path) -> None:
     plt.close(figure)
 
 
-if __name__ == "__main__":
-    plt.switch_backend("Agg")
-    args = tyro.cli(Args, description=__doc__)
+def main(args: Args) -> None:
     rows = read(args.folder)
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "ablation.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([Row._fields, *rows])
     (args.out / "ablation.md").write_text(table(rows))
-    draw(rows, args.acting, args.out / "ablation.png")
+    draw(rows, args.action_mode, args.out / "ablation.png")
     print(f"{len(rows)} runs; ablation.csv, ablation.md and ablation.png in {args.out}")
+
+
+if __name__ == "__main__":
+    plt.switch_backend("Agg")
+    main(tyro.cli(Args, description=__doc__))

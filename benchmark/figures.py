@@ -30,10 +30,10 @@ class Args(NamedTuple):
 
 
 def draw_curves(path: Path) -> None:
-    """The learning curves of CURVES by report.py."""
-    runs, cells = load([str(RESULTS / "small")], "asked"), {}
+    """The learning curves of CURVES, drawn by report.py."""
+    runs, cells = load([str(RESULTS / "small")]), {}
     for dataset in CURVES:
-        settings = choose([run for run in runs if run.dataset == dataset], "all", "asked")
+        settings = choose([run for run in runs if run.dataset == dataset], "all")
         shown = [run for setting in settings if setting.shown for run in setting.runs]
         cells |= by(shown, lambda run: (run.dataset, run.algorithm))
     plot_curves(cells, path)

@@ -1,22 +1,22 @@
-"""Run the jobs of a benchmark: in order, several at once, or on SLURM; skip finished ones, resume killed ones.
+"""Run the jobs of a benchmark: in order, several at once, or on SLURM. Finished jobs are skipped, killed ones continue.
 
-Jobs are lines on stdin, `FOLDER COMMAND...`; `{OTHER}` is the run folder of another job, which runs first:
+Jobs are lines on stdin, `FOLDER COMMAND...`; `{OTHER}` is the folder of another job, which runs first:
 
     demo/saq_bc/1 python saq_bc.py --seed 1 --vqvae-steps 10000
     demo/saq_iql/1 python saq_iql.py --seed 1 --vqvae-path {demo/saq_bc/1}/vqvae.pt
 
-Commands run in the repository with `--runs-dir $RUNS_DIR/FOLDER` added, so that a run makes its own folder in there;
-what they print is added to log.txt there. A job is finished when its run has a result.json, a killed one is resumed.
+Commands run in the repository with `--run-dir $RUNS_DIR/FOLDER` added, so the same command continues a killed run. What
+they print is added to log.txt in this folder. A job is finished when the folder has a result.json.
 
 Environment:
     RUNS_DIR   folder of the jobs' folders; default runs
-    ONLY       regular expression of the jobs to run (folders); their prerequisites come along
+    ONLY       regular expression for the folders of the jobs to run; their prerequisites run, too
     EXTRA      words added to every command, such as "--device cuda"
-    JOBS       jobs at once, default 1; with SLURM tasks of an array at once, default no limit
+    JOBS       jobs at once, default 1; with SLURM: tasks of an array at once, default no limit
     MPS=1      let the jobs' kernels run side by side on a GPU (NVIDIA's Multi-Process Service); not with SLURM
     DRY=1      print the commands, run nothing
     CHECK=1    report what is finished, running and failed, run nothing
-    SLURM=1    submit one job array per level of prerequisites; in place of 1, sbatch's own words: "-c 2 --mem 8G"
+    SLURM=1    submit one job array per level of prerequisites; or, in place of 1, options of sbatch: "-c 2 --mem 8G"
 
 Exit code: 0 when every job is finished (SLURM: submitted), 1 when one is not, 2 for bad input, 130 for Ctrl-C.
 """
@@ -26,7 +26,6 @@ import fcntl
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +34,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -69,32 +67,20 @@ class Job(NamedTuple):
         path = self.folder / file
         return path.read_text(errors="replace").strip() if path.exists() else ""
 
-    def killed_run(self) -> Path | None:
-        """The folder to resume; a run killed in its first second has not both files."""
-        folders = [path.parent for path in sorted(self.folder.glob("*/checkpoint.pt"))]
-        return next((folder for folder in folders if (folder / "args.json").exists()), None)
-
     def conflict(self) -> str | None:
-        """Why the run in the folder, whose arguments would hold, is not the one asked for."""
-        if not (run := finished(self.name) or self.killed_run()):
-            return None
+        """Why the finished run in the folder is not the one that this job asks for."""
         before, now = self.read("command.txt"), shlex.join(self.words)
-        if before not in ("", now):
-            return f"{self.folder} is of another command; remove it to run this one. It was: {before}; it is: {now}"
-        arguments = self.read(f"{run.name}/args.json")
-        for need in self.needs:
-            if (made := finished(need)) and made.name not in arguments:
-                return f"{self.folder} is of an earlier run of {need}; remove it to run this one"
+        if finished(self.name) and before not in ("", now):
+            return (
+                f"{self.folder} has a run of another command; remove it to run this one. It was: {before}; now: {now}"
+            )
         return None
 
     def command(self) -> list[str]:
-        """What is to be run now; a run that is still to be made appears as a pattern."""
-        if run := self.killed_run():
-            words = [*takewhile(lambda word: not word.startswith("--"), self.words), "--resume", str(run)]
-        else:
-            words = [OTHER.sub(lambda m: str(finished(m[1]) or RUNS / m[1] / "*"), word) for word in self.words]
-            words += ["--runs-dir", str(self.folder)]
-        return [sys.executable if words[0] == "python" else words[0], *words[1:]]
+        words = [OTHER.sub(lambda match: str(RUNS / match[1]), word) for word in self.words]
+        if words[0] == "python":
+            words[0] = sys.executable
+        return [*words, "--run-dir", str(self.folder)]
 
     def lock(self) -> int | None:
         """A descriptor that holds the folder until all processes that inherit it are gone; None if one does already.
@@ -102,7 +88,7 @@ class Job(NamedTuple):
         The command inherits it: a launcher that is killed while its command runs on leaves the folder locked.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(self.folder / "job.lock", os.O_RDWR | os.O_CREAT)
         if held(descriptor, fcntl.LOCK_EX):
             os.close(descriptor)
             return None
@@ -119,17 +105,17 @@ class Job(NamedTuple):
         if code := self.read("exit_code"):
             last_line = self.read("log.txt").rpartition("\n")[2]
             return f"failed with exit code {code}, {self.folder / 'log.txt'}: {last_line}"
-        if (self.folder / "lock").exists():
-            with open(self.folder / "lock") as file:
+        if (self.folder / "job.lock").exists():
+            with open(self.folder / "job.lock") as file:
                 if held(file.fileno(), fcntl.LOCK_SH):  # which a file of somebody else's allows
-                    return f"running as {self.read('lock')}"
+                    return f"running as {self.read('job.lock')}"
         if missing := [need for need in self.needs if not finished(need)]:
             return f"not started, it needs {missing[0]}"
         where = f", see {RUNS / 'slurm' / place}.txt" if place else ""
-        return ("killed" if self.killed_run() else "not started") + where
+        return ("killed" if (self.folder / "checkpoint.pt").exists() else "not started") + where
 
     def start(self) -> subprocess.Popen | str:
-        """Start or resume; or `locked`, `finished`, `conflict` where there is nothing to start."""
+        """Start or continue; or `locked`, `finished`, `conflict` where there is nothing to start."""
         if (descriptor := self.lock()) is None:
             return "locked"
         try:
@@ -137,9 +123,6 @@ class Job(NamedTuple):
                 return "conflict"
             if finished(self.name):
                 return "finished"
-            for folder in self.folder.glob("*__*/"):
-                if folder != self.killed_run():
-                    shutil.rmtree(folder)  # killed before its first checkpoint
             (self.folder / "exit_code").unlink(missing_ok=True)
             (self.folder / "command.txt").write_text(shlex.join(self.words) + "\n")
             words = self.command()
@@ -196,9 +179,9 @@ def held(descriptor: int, kind: int) -> bool:
     return False
 
 
-def finished(name: str) -> Path | None:
-    """The folder of the job's finished run."""
-    return next((path.parent for path in (RUNS / name).glob("*/result.json")), None)
+def finished(name: str) -> bool:
+    """Whether the job has a result."""
+    return (RUNS / name / "result.json").exists()
 
 
 def run(jobs: list[Job], slots: int) -> int:
@@ -228,7 +211,7 @@ def run(jobs: list[Job], slots: int) -> int:
             outcome = job.start()
             if outcome == "locked":
                 if name not in locked:
-                    print(f"{name}: waiting, it is running already, as {job.read('lock')}", flush=True)
+                    print(f"{name}: waiting, it is running already, as {job.read('job.lock')}", flush=True)
                 locked.add(name)
                 continue
             del waiting[name]
@@ -347,8 +330,7 @@ def main() -> int:
     jobs = read_jobs(sys.stdin.read().splitlines(), extra, only)
     if os.environ.get("DRY"):
         for job in jobs:
-            words = (word if "*" in word else shlex.quote(word) for word in job.command())  # the shell expands *
-            print(f"# finished: {job.name}" if finished(job.name) else " ".join(words))
+            print(f"# finished: {job.name}" if finished(job.name) else shlex.join(job.command()))
         return 0
     if os.environ.get("CHECK"):
         return report(jobs, in_queue(jobs))

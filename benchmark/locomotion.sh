@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The locomotion rows of the paper's table 1, every column: 12 D4RL datasets, 720 jobs with three seeds.
 #
-#     benchmark/locomotion.sh            # one job after the other; skips finished jobs, resumes killed ones
+#     benchmark/locomotion.sh            # one job after the other; skips finished jobs, continues killed ones
 #     DRY=1 benchmark/locomotion.sh      # print the commands
 #
 # SEEDS, DATASETS, JOBS, SLURM=1, CHECK=1, RUNS_DIR, EXTRA: see docs/benchmark.md.
@@ -15,7 +15,7 @@ VQVAE_STEPS=${VQVAE_STEPS:-500000} BC_STEPS=${BC_STEPS:-2000000} STEPS=${STEPS:-
 list_jobs() {
     for env in $DATASETS; do for seed in $SEEDS; do
         at=locomotion/${env//\//_}
-        common="--env-id $env --seed $seed --total-steps $STEPS"
+        common="--env-id $env --seed $seed"
         common+=" --hidden-dim 512 --learning-rate 3e-4 --no-standardize --no-layer-norm --ema-decay 0"
 
         # SAQ-BC, SAQ-IQL, SAQ-CQL: the authors' scripts.
@@ -24,30 +24,30 @@ list_jobs() {
         for family in saq aquadem; do
             script=saq_ALGORITHM.py
             [ $family = saq ] || script="benchmark/baselines/aquadem.py ALGORITHM"
-            flags="$common --no-soft-codes --restart-every 0 --weight-decay 1e-3"
+            flags="$common --no-soft-codes --dead-code-reset-every 0 --weight-decay 1e-3"
             for size in 32 64 128; do
                 echo "$at/${family}_bc,codebook-size=$size/$seed python ${script/ALGORITHM/bc} $flags" \
-                    "--codebook-size $size --vqvae-steps $VQVAE_STEPS --acting sampled"
+                    "--codebook-size $size --vqvae-steps $VQVAE_STEPS --bc-steps $STEPS --action-mode sampled"
             done
-            flags+=" --gamma 0.99 --n-step 1"
+            flags+=" --rl-steps $STEPS --gamma 0.99 --n-step 1"
             codes="--codebook-size 64 --vqvae-path {$at/${family}_bc,codebook-size=64/$seed}/vqvae.pt"
             echo "$at/${family}_iql,expectile=0.7,temperature=2/$seed python ${script/ALGORITHM/iql} $flags $codes" \
-                "--bc-steps $BC_STEPS --expectile 0.7 --temperature 2 --tau 0.005 --behavior-floor -8" \
-                "--acting sampled"
+                "--bc-steps $BC_STEPS --expectile 0.7 --temperature 2 --tau 0.005 --min-log-pi-b -8" \
+                "--action-mode sampled"
             for alpha in 15 20 30; do
                 echo "$at/${family}_cql,alpha=$alpha/$seed python ${script/ALGORITHM/cql} $flags $codes" \
-                    "--value-scale 0 --alpha $alpha --backup greedy --bc-steps 0 --target-period 200 --acting greedy"
+                    "--value-scale 0 --alpha $alpha --backup greedy --bc-steps 0 --target-period 200 --action-mode greedy"
             done
             if [ $family = saq ]; then
                 echo "$at/saq_brac/$seed python saq_brac.py $flags $codes --bc-steps $BC_STEPS --alpha 1" \
-                    "--value-scale 0 --tau 0.005 --acting sampled"
+                    "--value-scale 0 --tau 0.005 --action-mode sampled"
             fi
         done
 
         # Continuous actions. IQL: expectile and beta of its paper for locomotion. CQL: the alphas of its paper and of its
         # reimplementations. BRAC: the SAQ authors' scripts, which take 5M and 2M steps.
-        echo "$at/bc/$seed python benchmark/baselines/bc.py $common"
-        flags="$common --gamma 0.99 --n-step 1 --tau 0.005"
+        echo "$at/bc/$seed python benchmark/baselines/bc.py $common --bc-steps $STEPS"
+        flags="$common --rl-steps $STEPS --gamma 0.99 --n-step 1 --tau 0.005"
         echo "$at/iql/$seed python benchmark/baselines/iql.py $flags --expectile 0.7 --beta 3"
         for alpha in 5 10; do
             echo "$at/cql,alpha=$alpha/$seed python benchmark/baselines/cql.py $flags --value-scale 0 --alpha $alpha"

@@ -1,58 +1,34 @@
-"""The ablation's quantizers: other codes in place of the VQ-VAE's, under the unchanged algorithm files.
+"""Other quantizers in place of the VQ-VAE, with the algorithm files unchanged. In the ablation this is
 
-    action-only   a VQ-VAE without the observation: one codebook of actions for all states
     uniform       a grid of equal bins over the range of the dataset's actions, without training
 
-Policies and Q still see the observation. A grid's codes are never soft, so ablation.sh compares all on nearest codes.
-Name the quantizer, then the algorithm, then the flags of its file:
+and a VQ-VAE that does not see the observation is a flag of the algorithm files, --no-state-conditioned. Codes of a grid
+are never soft, so ablation.sh compares all quantizers on nearest codes. Name the algorithm, then the flags of its file:
 
-    python benchmark/quantizers.py action-only bc --vqvae-steps 3000 --total-steps 3000
-    python benchmark/quantizers.py uniform iql --bc-steps 3000 --total-steps 3000
+    python benchmark/quantizers.py bc --bc-steps 3000
+    python benchmark/quantizers.py iql --bc-steps 3000 --rl-steps 3000
 """
 
-import importlib.util
+import importlib
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a traceback
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import vqvae
-from vqvae import VQVAE, train_vqvae
+from vqvae import VQVAE
 
 ALGORITHMS = ("bc", "iql", "cql", "brac")
 
 
-class Without(nn.Module):
-    """Rows (B, D) without their first columns."""
-
-    def __init__(self, columns: int):
-        super().__init__()
-        self.columns = columns
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, self.columns :]
-
-
-class ActionOnly(VQVAE):
-    """z = e(a), a' = d(z_q): the VQ-VAE with the same loss and training, without the observation."""
-
-    def __init__(self, observation_dim: int, action_dim: int, **settings):
-        super().__init__(observation_dim, action_dim, **settings)
-        dims = [self.config[name] for name in ("action_dim", "hidden_dim", "embedding_dim")]
-        self.encoder = nn.Sequential(Without(observation_dim), *self._mlp(*dims))
-        self.decoder = nn.Sequential(Without(observation_dim), *self._mlp(*reversed(dims)))
-
-
 class Uniform(VQVAE):
-    """A grid of equal bins per action dimension, with at most K cells. A code is a cell and decodes to its centre.
+    """A grid of equal bins per action dimension, with at most K cells. A code is a cell and decodes to its center.
 
     Codes without a cell never occur in the data, and decode to the middle of the range.
     """
@@ -60,7 +36,7 @@ class Uniform(VQVAE):
     def __init__(self, observation_dim: int, action_dim: int, **settings):
         super().__init__(observation_dim, action_dim, **settings)
         del self.encoder, self.decoder, self.config["embedding_dim"], self.config["hidden_dim"]
-        # a parameter, since the algorithm files give the quantizer an optimizer
+        # a parameter, because the algorithm files give the quantizer to an optimizer
         self.codebook = nn.Parameter(torch.zeros(self.config["codebook_size"], action_dim), requires_grad=False)
         self.register_buffer("low", torch.zeros(action_dim))
         self.register_buffer("width", torch.ones(action_dim))  # of a bin
@@ -74,42 +50,46 @@ class Uniform(VQVAE):
         self.bins.copy_(torch.tensor(bins))
         self.low.copy_(low)
         self.width.copy_((high - low) / self.bins)
-        self.codebook.copy_((low + high) / 2)
         cells = torch.stack(torch.unravel_index(torch.arange(math.prod(bins), device=low.device), bins), 1)
+        self.codebook.copy_((low + high) / 2)
         self.codebook[: len(cells)] = low + (cells + 0.5) * self.width
 
     @torch.no_grad()
     def encode(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Codes (N,) int64 of actions (N, action_dim), the last dimension's bin counting fastest."""
-        tiny = torch.finfo(actions.dtype).tiny  # a dimension that never changes has one bin, of width 0
-        index = ((actions - self.low) / self.width.clamp_min(tiny)).clamp_min(0).minimum(self.bins - 1).long()
+        """Codes (N,) int64 of actions (N, action_dim). The bin of the last dimension counts fastest."""
+        tiny = torch.finfo(actions.dtype).tiny  # a dimension that never changes has one bin, with width 0
+        cell = ((actions - self.low) / self.width.clamp_min(tiny)).clamp_min(0).minimum(self.bins - 1).long()
         cells_per_bin = self.bins.flip(0).cumprod(0).flip(0) // self.bins
-        return (index * cells_per_bin).sum(1)
+        return (cell * cells_per_bin).sum(1)
 
     def soft_codes(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Probabilities (N, K) of codes: 1 for the cell of the action."""
-        return nn.functional.one_hot(self.encode(observations, actions), len(self.codebook)).float()
+        """Probabilities (N, K) of the codes: 1 for the cell of the action."""
+        return F.one_hot(self.encode(observations, actions), len(self.codebook)).float()
 
     @torch.no_grad()
     def decode(self, observations: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Actions (N, action_dim), the centres of the cells of codes (N,)."""
+        """Actions (N, action_dim), the centers of the cells of codes (N,)."""
         return self.codebook[codes]
 
 
 def divide(ranges: list[float], cells: int) -> list[int]:
-    """Bins per dimension, at most `cells` in product. Greedy: one each, then one more where it lowers the error most.
+    """Bins per dimension, with a product of at most `cells`: one each, then greedily one more where it helps most.
 
-    Actions spread evenly over a dimension of range r have the mean squared error r^2 / (12 b^2) from b bins' centres.
+    Actions that are spread evenly over a range r have a mean squared error of r^2 / (12 b^2) with b bins.
     """
     bins = [1] * len(ranges)
 
     def gain(i: int) -> float:
-        fits = math.prod(bins) // bins[i] * (bins[i] + 1) <= cells
-        return ranges[i] ** 2 * (bins[i] ** -2 - (bins[i] + 1) ** -2) if fits else 0.0
+        """By how much one more bin in dimension i lowers 12 times the error; 0 if there are no cells left for it."""
+        if math.prod(bins) // bins[i] * (bins[i] + 1) > cells:
+            return 0.0
+        return ranges[i] ** 2 * (bins[i] ** -2 - (bins[i] + 1) ** -2)
 
-    while gain(best := max(range(len(ranges)), key=gain)) > 0:
+    while True:
+        best = max(range(len(ranges)), key=gain)
+        if gain(best) == 0:
+            return bins
         bins[best] += 1
-    return bins
 
 
 def fit_uniform(model: Uniform, observations: torch.Tensor, actions: torch.Tensor, *_, **__) -> None:
@@ -117,35 +97,29 @@ def fit_uniform(model: Uniform, observations: torch.Tensor, actions: torch.Tenso
     model.fit(actions)
 
 
-def take_word(words: Iterable[str]) -> str:
-    """Remove the first word of the command line, one of `words`, and append it to the script's name in sys.argv[0]."""
-    script, *rest = sys.argv
-    if rest and rest[0] in ("-h", "--help"):
-        print(sys.modules["__main__"].__doc__.strip())
-        raise SystemExit
-    if not rest or rest[0] not in words:
-        problem = f"it is {rest[0]!r}" if rest else "there is none"
-        print(f"error: {script} needs one of {', '.join(words)} as its next word, {problem}", file=sys.stderr)
-        raise SystemExit(2)
-    sys.argv = [f"{script} {rest[0]}", *rest[1:]]
-    return rest[0]
-
-
-def launch(quantizer: type[VQVAE], train: Callable[..., None]) -> None:
-    """Run the algorithm file named by the first word of the command line, with `quantizer` in place of VQVAE.
+def main(name: str, quantizer: type[VQVAE], train: Callable[..., None], **fixed) -> None:
+    """Run the algorithm file that the first word of the command line names, with another quantizer.
 
     Args:
-        quantizer: constructed, saved, loaded and called as VQVAE is.
-        train: called as `train_vqvae` is.
+        name: of the quantizer; runs are called {name}_{algorithm}.
+        quantizer: replaces VQVAE.
+        train: replaces `train_vqvae`.
+        fixed: arguments of the algorithm file that have one value for this quantizer.
     """
-    path = Path(vqvae.__file__).with_name(f"saq_{take_word(ALGORITHMS)}.py")
-    vqvae.VQVAE, vqvae.train_vqvae = quantizer, train
-    # runpy.run_path would put the file's name in sys.argv[0], which names the run
-    spec = importlib.util.spec_from_file_location("__main__", path)
-    sys.modules["__main__"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["__main__"])
+    algorithm, *flags = sys.argv[1:] or [""]
+    if algorithm not in ALGORITHMS:
+        print(f"error: the first word must be one of {', '.join(ALGORITHMS)}; flags follow", file=sys.stderr)
+        raise SystemExit(2)
+    module = importlib.import_module(f"saq_{algorithm}")
+    args = replace(tyro.cli(module.Args, args=flags, description=sys.modules["__main__"].__doc__), **fixed)
+    plain_run = module.Run
+
+    def named_run(_, *settings, **more):
+        return plain_run(f"{name}_{algorithm}", *settings, **more)
+
+    module.VQVAE, module.train_vqvae, module.Run = quantizer, train, named_run
+    module.main(args)
 
 
 if __name__ == "__main__":
-    quantizers = {"action-only": (ActionOnly, train_vqvae), "uniform": (Uniform, fit_uniform)}
-    launch(*quantizers[take_word(quantizers)])
+    main("uniform", Uniform, fit_uniform)

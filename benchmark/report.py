@@ -3,7 +3,8 @@
     python benchmark/report.py runs --out benchmark/results/small
     python benchmark/report.py benchmark/results/small --out again    # from what it wrote itself, without the runs
 
-Runs are found by their `result.json`, with `args.json` and `eval.npz` beside it. Written to `--out`:
+Runs are found by their `result.json`, with `args.json` and `eval.npz` beside it. Scores in another action mode, which
+examples/act.py writes to `eval_greedy.npz` and the like, appear among the details. Written to `--out`:
 
     tables.md, tables.csv             scores per dataset and algorithm beside the paper's; statistics, settings
     statistics.csv                    interquartile means and probabilities of improvement
@@ -48,9 +49,7 @@ except Exception as error:  # packages of other versions raise other errors than
 class Args(NamedTuple):
     folders: Annotated[tuple[str, ...], tyro.conf.Positional]  # folders of runs, or written by this script
     out: str  # folder to write to
-    # way of acting to show: the run's own --acting, one for all, or the best of each algorithm over --select
-    acting: Literal["asked", "mean", "greedy", "sampled", "softmax", "best"] = "asked"
-    select: Literal["block", "all"] = "block"  # datasets that share one setting and one best way of acting
+    select: Literal["block", "all"] = "block"  # datasets that share one setting
     datasets: tuple[str, ...] = ()  # only those whose name contains one of these words
     resamples: int = 5000  # bootstrap resamples of an interval
 
@@ -78,15 +77,15 @@ TITLES = {  # of datasets in figures, in place of a file's name
 }
 ROBOMIMIC = {f"{name}-ph": name.replace("_", "-") for name in ("lift", "can", "square", "tool_hang", "transport")}
 IGNORED = {  # arguments of data, machine and evaluation, which do not change what is learned
-    *("env_id", "dataset_path", "dataset_filter", "seed", "runs_dir", "resume", "vqvae_path", "device", "compile"),
-    *("checkpoint_every", "eval_every", "eval_episodes", "final_eval_episodes", "track", "capture_video"),
-    *("action_low", "action_high", "dataset"),
+    *("env_id", "dataset_path", "dataset_filter", "seed", "run_dir", "vqvae_path", "device", "compile", "track"),
+    *("checkpoint_every", "eval_every", "eval_episodes", "final_eval_episodes", "capture_video"),
 }
+BY_DATA = ("gamma", "n_step")  # arguments with a value for each dataset unless the command gives one
 with open(Path(__file__).parent / "paper.csv", newline="") as _file:
     _rows = list(csv.DictReader(_file))
 PAPER = {(row["dataset"], row["algorithm"]): float(row["score"]) for row in _rows}
 BLOCKS = {row["dataset"]: row["block"] for row in _rows}  # of the paper's datasets, in its order
-WAYS = ("mean", "greedy", "sampled", "softmax")  # of acting
+MODES = ("mean", "greedy", "sampled", "softmax")  # of --action-mode
 DIGITS = 4  # of scores when read, so that episodes.csv.gz gives the same tables as the runs
 
 
@@ -98,7 +97,7 @@ class Run:
     algorithm: str
     seed: int
     arguments: str  # arguments of its setting, as `flag=value` words
-    asked: str  # way of acting, by the command's --acting
+    asked: str  # the action mode that it was asked for
     dataset_score: float
     total_steps: int
     training_seconds: float
@@ -110,14 +109,13 @@ class Run:
     torch: str
     git_commit: str
     env_id: str
-    run: str  # name of its folder
-    scores: dict[str, list[float]]  # of the last evaluation's episodes, by way of acting
+    run: str  # its folder
+    scores: dict[str, list[float]]  # of the last evaluation's episodes, by action mode
     curve: dict[int, float]  # mean score of the evaluation after a step
 
-    def show(self, acting: str) -> None:
-        """Set the way of acting to show, if the run has it, and `score`, its mean."""
-        self.shown = acting if acting in self.scores else self.asked
-        self.score = mean(self.scores[self.shown])
+    @property
+    def score(self) -> float:
+        return mean(self.scores[self.asked])
 
     @property
     def block(self) -> str:
@@ -157,8 +155,8 @@ def dataset_name(args: dict[str, Any]) -> str:
 
 
 def algorithm_name(stem: str) -> str:
-    """`saq_iql`: SAQ-IQL, `iql`: IQL, `aquadem_iql`: Aquadem-IQL, `quantizers_uniform_iql`: Uniform-IQL."""
-    *quantizer, family = stem.removeprefix("quantizers_").rsplit("_", 1)
+    """`saq_iql`: SAQ-IQL, `iql`: IQL, `aquadem_iql`: Aquadem-IQL, `uniform_iql`: Uniform-IQL."""
+    *quantizer, family = stem.rsplit("_", 1)
     if family.upper() not in FAMILIES:
         return stem
     return "-".join(["SAQ" if word == "saq" else word.capitalize() for word in quantizer] + [family.upper()])
@@ -171,26 +169,26 @@ def order(algorithm: str) -> tuple:
     return rank, {"": 0, "Aquadem": 1, "SAQ": 3}.get(quantizer, 2), algorithm
 
 
-def read_run(folder: Path) -> Run:
-    """The run in `folder`. Missing or damaged files raise errors of many kinds."""
+def read_run(folder: Path, root: Path) -> Run:
+    """The run in `folder`, which is somewhere below `root`. Missing or damaged files raise errors of many kinds."""
     result = json.loads((folder / "result.json").read_text())
     description = json.loads((folder / "args.json").read_text())
-    args, quality = description["args"], result.get("vqvae", {})
-    ways = [way for way, scores in result["scores"].items() if scores == result["normalized_scores"]]
-    if not ways or not result["normalized_scores"]:
-        raise ValueError("its normalized_scores are not one of its scores")
+    args, quality = dict(description["args"]), result.get("vqvae", {})
+    for name in BY_DATA:
+        if name in args and f"--{name.replace('_', '-')}" not in " ".join(description["command"]):
+            args[name] = None
+    # A run with --vqvae-path does not know the steps of the VQ-VAE. study.sh repeats the other flags.
+    unused = {"vqvae_steps"} if args.get("vqvae_path") else set()
+    words = [f"{key}={json.dumps(value)}" for key, value in args.items() if key not in IGNORED | unused]
     with np.load(folder / "eval.npz") as evaluations:
         step, score = evaluations["step"], evaluations["scores"]
-    # a run with --vqvae-path does not know the VQ-VAE's steps; study.sh repeats the other flags
-    unused = {"vqvae_steps"} if args.get("vqvae_path") else set()
-    words = (f"{key}={json.dumps(value)}" for key, value in args.items() if key not in IGNORED | unused)
     of_vqvae = ("reconstruction_error", "action_variance", "codes_used", "perplexity")
     return Run(
         dataset=dataset_name(args),
         algorithm=algorithm_name(result["algorithm"]),
         seed=int(result["seed"]),
         arguments=" ".join(sorted(word.replace(" ", "") for word in words)),
-        asked=ways[0],  # the run's own --acting is first
+        asked=result["action_mode"],
         dataset_score=round(result["dataset_normalized_return"], DIGITS),
         total_steps=int(result["total_steps"]),
         training_seconds=round(result["training_seconds"], 1),
@@ -199,10 +197,23 @@ def read_run(folder: Path) -> Run:
         torch=description["versions"]["torch"],
         git_commit=description["git_commit"],
         env_id=result["env_id"],
-        run=folder.name,
-        scores={way: [round(float(s), DIGITS) for s in scores] for way, scores in result["scores"].items()},
+        run=folder.relative_to(root.parent).as_posix(),
+        scores=read_scores(folder, result),
         curve={int(at): round(float(score[step == at].mean()), DIGITS) for at in np.unique(step)},
     )
+
+
+def read_scores(folder: Path, result: dict[str, Any]) -> dict[str, list[float]]:
+    """The scores of a run's last episodes by action mode: the run's own, then those of examples/act.py."""
+    scores = {result["action_mode"]: result["normalized_scores"]}
+    if not scores[result["action_mode"]]:
+        raise ValueError("its normalized_scores are empty")
+    for mode in MODES:
+        path = folder / f"eval_{mode}.npz"
+        if mode not in scores and path.exists():
+            with np.load(path) as evaluation:
+                scores[mode] = evaluation["scores"].tolist()
+    return {mode: [round(float(score), DIGITS) for score in values] for mode, values in scores.items()}
 
 
 def read_results(folder: Path) -> list[Run]:
@@ -225,7 +236,7 @@ def read_results(folder: Path) -> list[Run]:
     return runs
 
 
-def load(folders: Iterable[str], acting: str) -> list[Run]:
+def load(folders: Iterable[str]) -> list[Run]:
     """All runs below `folders`, in the order of the tables. Of runs with equal arguments and seed the latest counts."""
     runs, unfinished = [], 0
     for folder in map(Path, folders):
@@ -236,9 +247,7 @@ def load(folders: Iterable[str], acting: str) -> list[Run]:
                 unfinished += 1
                 continue
             try:
-                found = read_results(folder) if path in own else [read_run(path.parent)]
-                for run in found:
-                    run.show(acting)
+                found = read_results(folder) if path in own else [read_run(path.parent, folder)]
             except Exception as error:  # damaged files raise many kinds of errors
                 fail(f"{path}: not the readable result of a run ({type(error).__name__}: {error})")
             runs += found
@@ -281,22 +290,11 @@ def average(runs: Iterable[Run]) -> float:
     return mean(mean(run.score for run in same) for same in by(runs, lambda run: run.dataset).values())
 
 
-def choose(runs: list[Run], select: str, acting: str) -> list[Setting]:
-    """All settings of all algorithms, with the ones to show marked as SELECTION describes.
-
-    With `acting` best, each algorithm first gets the way of the highest average over all its runs in the group.
-    """
+def choose(runs: list[Run], select: str) -> list[Setting]:
+    """All settings of all algorithms, with the ones to show marked as SELECTION describes."""
     settings = []
     groups = by(runs, lambda run: (run.block if select == "block" else "all", run.algorithm))
     for (group, algorithm), same in groups.items():
-        averages = {}
-        known = {way for run in same for way in run.scores} if acting == "best" else ()
-        for way in (way for way in WAYS if way in known):
-            for run in same:
-                run.show(way)
-            averages[way] = average(same)
-        for run in same:
-            run.show(max(averages, key=averages.get) if averages else acting)
         varying = set()
         for variants in by(same, lambda run: run.dataset).values():
             words = [set(run.arguments.split()) for run in variants]
@@ -389,7 +387,7 @@ def statistics(cells: Cells, resamples: int) -> list[dict[str, Any]]:
 def cell_facts(runs: list[Run]) -> dict[str, Any]:
     """A row of tables.csv but for the setting; `interval` is half the width of the mean's 95% t interval."""
     scores, first = [run.score for run in runs], runs[0]
-    ways = [way for way in WAYS if all(way in run.scores for run in runs)]  # older runs lack newer ways
+    modes = [mode for mode in MODES if all(mode in run.scores for run in runs)]
     return {
         "block": first.block,
         "dataset": first.dataset,
@@ -399,7 +397,7 @@ def cell_facts(runs: list[Run]) -> dict[str, Any]:
         "score": mean(scores),
         "interval": interval(scores),
         "paper": PAPER.get((first.dataset, first.algorithm)),
-        **{way: mean(mean(run.scores[way]) for run in runs) if way in ways else None for way in WAYS},
+        **{mode: mean(mean(run.scores[mode]) for run in runs) if mode in modes else None for mode in MODES},
         "dataset_score": mean(run.dataset_score for run in runs),
         "training_seconds": mean(run.training_seconds for run in runs),
         "wall_clock_seconds": mean(run.wall_clock_seconds for run in runs),
@@ -416,7 +414,7 @@ def beside(score: float, paper: float | None, half: float | None = None) -> str:
 
 
 def block_tables(block: str, cells: Cells) -> tuple[str, str]:
-    """Markdown of the block's scores; and of all ways of acting, seconds and seeds."""
+    """Markdown of the block's scores; and of all action modes, seconds and seeds."""
     facts = {cell: cell_facts(runs) for cell, runs in cells.items() if runs[0].block == block}
     algorithms = sorted({algorithm for _, algorithm in facts}, key=order)
     rows = [row for row in BLOCKS if BLOCKS[row] == block] or list(dict.fromkeys(dataset for dataset, _ in facts))
@@ -441,7 +439,10 @@ def block_tables(block: str, cells: Cells) -> tuple[str, str]:
         scores += "\\* Minari's version of dataset and environment; the paper's numbers are of D4RL's.\n\n"
     details = ""
     for title, text in (
-        ("ways of acting", lambda cell: ", ".join(f"{way} {cell[way]:.1f}" for way in WAYS if cell[way] is not None)),
+        (
+            "ways of acting",
+            lambda cell: ", ".join(f"{mode} {cell[mode]:.1f}" for mode in MODES if cell[mode] is not None),
+        ),
         ("seconds before the last evaluation, mean", lambda cell: f"{cell['training_seconds']:.0f}"),
         ("seeds x episodes", lambda cell: f"{cell['seeds']} x {cell['episodes']}"),
     ):
@@ -512,11 +513,11 @@ def write_runs(out: Path, runs: list[Run], words: dict[int, str]) -> None:
     for number, run in enumerate(runs):
         row = {"block": run.block, "dataset": run.dataset, "algorithm": run.algorithm, "setting": words[id(run)]}
         row |= {"seed": run.seed, "score": run.score, "episodes": len(run.scores[run.asked])}
-        row |= {way: mean(run.scores[way]) if way in run.scores else None for way in WAYS}
+        row |= {mode: mean(run.scores[mode]) if mode in run.scores else None for mode in MODES}
         rows.append(row | {field.name: getattr(run, field.name) for field in fields(Run)[:-2]})
         points = [("evaluation", step, score) for step, score in run.curve.items()]
-        points += [(way, run.total_steps, score) for way, scores in run.scores.items() for score in scores]
-        episodes += [{"run": number, "way": way, "step": step, "score": score} for way, step, score in points]
+        points += [(mode, run.total_steps, score) for mode, scores in run.scores.items() for score in scores]
+        episodes += [{"run": number, "way": mode, "step": step, "score": score} for mode, step, score in points]
     (out / "runs.csv").write_text(csv_text(rows))
     # without a time in the header equal runs give equal bytes
     (out / "episodes.csv.gz").write_bytes(gzip.compress(csv_text(episodes).encode(), mtime=0))
@@ -529,7 +530,7 @@ def color(algorithm: str) -> str:
 def plot_curves(cells: Cells, path: Path) -> None:
     """A row of panels per dataset, a column per family: mean and 95% t interval over seeds of every evaluation.
 
-    Runs act as they were asked to. Datasets whose runs have at least three evaluations get a row; all, if none has.
+    Datasets whose runs have at least three evaluations get a row; all, if none has.
     """
     curves = {}
     for (dataset, name), runs in cells.items():
@@ -596,18 +597,17 @@ def plot_summary(made: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(args: Args) -> None:
-    runs, wanted = load(args.folders, args.acting), args.datasets
+    runs, wanted = load(args.folders), args.datasets
     runs = [run for run in runs if not wanted or any(word in run.dataset for word in wanted)]
     if not runs:
         fail(f"--datasets {' '.join(wanted)}: no run is of such a dataset")
-    settings = choose(runs, args.select, args.acting)
+    settings = choose(runs, args.select)
     words = {id(run): setting.words for setting in settings for run in setting.runs}
     shown = sorted((run for setting in settings if setting.shown for run in setting.runs), key=lambda run: run.row)
     cells = by(shown, lambda run: (run.dataset, run.algorithm))
     made = statistics(cells, args.resamples)
-    ways = by(shown, lambda run: run.shown)
-    acting = [f"{way}: {', '.join(sorted({r.algorithm for r in ways[way]}, key=order))}" for way in sorted(ways)]
-    acting += ["each algorithm's best on average"] * (args.acting == "best")
+    modes = by(shown, lambda run: run.asked)
+    acting = [f"{mode}: {', '.join(sorted({r.algorithm for r in modes[mode]}, key=order))}" for mode in sorted(modes)]
     tables, details = ("".join(part) for part in zip(*(block_tables(b, cells) for b in by(shown, lambda r: r.block))))
     text = f"""# Results
 

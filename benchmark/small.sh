@@ -18,21 +18,20 @@ for seed in ${SEEDS:-1 2 3}; do
     datasets | while read -r name flags; do
         flags="--seed $seed --eval-every 5000 $flags"
         codes="--vqvae-path {small/$name/saq_bc/$seed}/vqvae.pt"
-        bc=${BC_STEPS:+--bc-steps $BC_STEPS} total=${STEPS:+--total-steps $STEPS}
-        both=${STEPS:+--total-steps $((${BC_STEPS:-STEPS} + STEPS))}
-        policy=${BC_STEPS:+--total-steps $BC_STEPS}
+        bc=${BC_STEPS:+--bc-steps $BC_STEPS} rl=${STEPS:+--rl-steps $STEPS}
+        both=${STEPS:+--rl-steps $((${BC_STEPS:-STEPS} + STEPS))}
         job() { # job FOLDER SCRIPT FLAGS...
             local folder=small/$name/$1/$seed script=$2
             shift 2
             echo "$folder python $script $flags $*"
         }
-        job saq_bc saq_bc.py "${VQVAE_STEPS:+--vqvae-steps $VQVAE_STEPS} $policy"
-        job bc benchmark/baselines/bc.py "$policy"
+        job saq_bc saq_bc.py "${VQVAE_STEPS:+--vqvae-steps $VQVAE_STEPS} $bc"
+        job bc benchmark/baselines/bc.py "$bc"
         for algorithm in iql cql brac; do
-            job saq_$algorithm saq_$algorithm.py "$codes $bc $total"
+            job saq_$algorithm saq_$algorithm.py "$codes $bc $rl"
         done
         job iql benchmark/baselines/iql.py "$both"
         job cql benchmark/baselines/cql.py "$both --n-actions 4"
-        job brac benchmark/baselines/brac.py "$bc $total"
+        job brac benchmark/baselines/brac.py "$bc $rl"
     done
 done | python benchmark/launch.py

@@ -11,6 +11,7 @@ training does to each score; runs.csv and episodes.csv.gz, as report.py writes t
 import csv
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -21,12 +22,13 @@ from report import TITLES, Run, by, csv_text, fail, load, markdown, order, plt, 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the algorithms, whose defaults are compared with
 
-# not changes: the budget of the dataset, and the way of acting, since every run has the scores of all ways
-APART = {"vqvae_steps", "bc_steps", "total_steps", "hidden_dim", "acting"}
+# Arguments that are no changes: the budget of the dataset, and the action mode, which is compared in the same run.
+APART = {"vqvae_steps", "bc_steps", "rl_steps", "hidden_dim", "action_mode"}
 PAPER = "the paper's recipe"
-LABELS = {  # of changes in the figure
+LABELS = {  # of changes in the figure, two of them also under the names in benchmark/results/study
     "learning_rate=0.0003": "learning rate 3e-4",
     "standardize=false": "raw observations",
+    "dead_code_reset_every=0": "no resets of dead codes",
     "restart_every=0": "no restarts of unused codes",
     "layer_norm=false": "no layer normalization",
     "soft_codes=false": "the nearest code, not probabilities",
@@ -37,6 +39,7 @@ LABELS = {  # of changes in the figure
     "tau=0.005": "target update rate 0.005",
     "target_period=200": "target copy every 200 steps",
     'backup="greedy"': "backup of the largest Q",
+    "min_log_pi_b=-8.0": "log \u03c0_b at least -8",
     "behavior_floor=-8.0": "floor of log \u03c0_b at -8",
     "q_functions=1": "one Q-function instead of two",
 }
@@ -50,13 +53,12 @@ class Args(NamedTuple):
 
 
 def defaults_of(algorithm: str) -> dict[str, Any]:
-    """The default of every argument of data and method, by the algorithm's name, such as SAQ-BC."""
-    module = import_module(algorithm.lower().replace("-", "_"))
-    return module.Data()._asdict() | module.Method()._asdict()
+    """The default of every argument of an algorithm, such as SAQ-BC."""
+    return vars(import_module(algorithm.lower().replace("-", "_")).Args())
 
 
 def change_of(run: Run) -> str:
-    """The arguments of a run that differ from its algorithm's defaults, without those in APART, as words."""
+    """The arguments of a run that differ from its algorithm's defaults, except the ones in APART, as words."""
     same = {f"{key}={json.dumps(value)}" for key, value in defaults_of(run.algorithm).items()}
     return " ".join(word for word in run.arguments.split() if word.partition("=")[0] not in APART and word not in same)
 
@@ -67,19 +69,20 @@ def title_of(change: str) -> str:
     return PAPER if paper else change and f"`{change}`"
 
 
-def compare(default: list[Run], changed: list[Run], ways: tuple[str, str], resamples: int) -> dict[str, Any] | None:
-    """Interquartile means and 95% bootstrap intervals over the seeds that both have, acting by the two `ways`.
+def compare(default: list[Run], changed: list[Run], modes: tuple[str, str], resamples: int) -> dict[str, Any] | None:
+    """Interquartile means and 95% bootstrap intervals over the seeds that both have, in the two action modes.
 
     Returns a row of study.csv; None where no seed has both.
     """
-    seeds = {run.seed for run in default} & {run.seed for run in changed}
+    default = {run.seed: run for run in default if modes[0] in run.scores}
+    changed = {run.seed: run for run in changed if modes[1] in run.scores}
+    seeds = sorted(default.keys() & changed.keys())
     if not seeds:
         return None
-    row = {"dataset": changed[0].dataset, "algorithm": changed[0].algorithm, "seeds": len(seeds)}
-    for name, runs, acting in zip(("default", "changed"), (default, changed), ways):
-        same = list({run.seed: run for run in runs if run.seed in seeds}.values())  # one run per seed
-        for run in same:
-            run.show(acting)
+    first = changed[seeds[0]]
+    row = {"dataset": first.dataset, "algorithm": first.algorithm, "seeds": len(seeds)}
+    for name, runs, mode in zip(("default", "changed"), (default, changed), modes):
+        same = [replace(runs[seed], asked=mode) for seed in seeds]  # one run per seed
         made = statistic({(row["dataset"], row["algorithm"]): same}, resamples, row["algorithm"])
         row |= {name: made["value"], f"{name}_low": made["low"], f"{name}_high": made["high"]}
     return row
@@ -96,6 +99,11 @@ def text_of(row: dict[str, Any] | None, name: str) -> str:
 def gain(row: dict[str, Any]) -> float:
     """By how much the change raises the score."""
     return row["changed"] - row["default"]
+
+
+def is_mode(row: dict[str, Any]) -> bool:
+    """Whether the change is another action mode of the same runs."""
+    return row["change"].startswith(("`acting=", "`action_mode="))
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -139,30 +147,30 @@ def main(args: Args) -> None:
     if args.redraw:
         rows = [row for folder in args.folders for row in read(Path(folder))]
         Path(args.out).mkdir(parents=True, exist_ok=True)
-        draw([row for row in rows if "acting=" not in row["change"]], Path(args.out) / "study.png")
+        draw([row for row in rows if not is_mode(row)], Path(args.out) / "study.png")
         return
-    saq = (run for run in load(args.folders, "asked") if run.algorithm.startswith("SAQ-"))
-    runs = [run for run in saq if "soft_codes=" in run.arguments]  # those of before had other defaults
-    of = {id(run): change_of(run) for run in runs}
-    groups = by(runs, lambda run: (title_of(of[id(run)]), run.dataset, run.algorithm))
+    runs = [run for run in load(args.folders) if run.algorithm.startswith("SAQ-")]
+    changes = {id(run): change_of(run) for run in runs}
+    groups = by(runs, lambda run: (title_of(changes[id(run)]), run.dataset, run.algorithm))
     defaults = {tuple(key): same for (title, *key), same in groups.items() if not title}
     rows = []
     for (title, *key), same in groups.items():
-        usual, ways = defaults_of(same[0].algorithm)["acting"], same[0].scores
+        usual = defaults_of(same[0].algorithm)["action_mode"]
         if title:
             shown = {title: same[0].asked if title == PAPER else usual}
-        else:  # other ways of acting count as changes and need no runs of their own
-            shown = {f"`acting={way}`": way for way in ways if way != usual}
-        for change, way in shown.items():
-            if row := compare(defaults.get(tuple(key), []), same, (usual, way), args.resamples):
+        else:  # other action modes count as changes and need no runs of their own
+            others = {mode: None for run in same for mode in run.scores if mode != usual}
+            shown = {f"`action_mode={mode}`": mode for mode in others}
+        for change, mode in shown.items():
+            if row := compare(defaults.get(tuple(key), []), same, (usual, mode), args.resamples):
                 rows.append({"change": change} | row)
     if not rows:
         fail(f"no SAQ runs at the defaults and changed, of one seed, in {', '.join(args.folders)}")
     text = """# What each default is worth
 
 Interquartile mean over seeds (95% interval, percentiles of a bootstrap over seeds) of the last checkpoint's score, at
-the defaults and with the change in the title, over the same seeds, acting as by default, the paper's recipe as the
-paper does. Empty: no runs of both.
+the defaults and with the change in the title, over the same seeds, in the default action mode; the paper's recipe acts
+as the paper does. Empty: no runs of both.
 
 """
     for change, changed in sorted(by(rows, lambda row: row["change"]).items()):
@@ -176,12 +184,10 @@ paper does. Empty: no runs of both.
         text += f"## {change}\n\n" + markdown(["", *header, "seeds"], lines)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    for run in runs:
-        run.show(run.asked)
-    write_runs(out, runs, of)
+    write_runs(out, runs, changes)
     (out / "study.csv").write_text(csv_text(rows))
     (out / "study.md").write_text(text.rstrip() + "\n")
-    if trained := [row for row in rows if "acting=" not in row["change"]]:
+    if trained := [row for row in rows if not is_mode(row)]:
         draw(trained, out / "study.png")
     print(f"wrote {out}")
 

@@ -26,7 +26,7 @@ class Args(NamedTuple):
     output: Path = OUTPUT  # the HDF5 file to write
     episodes: int = 600  # number of episodes
     careful: float = 0.25  # fraction of the episodes with a careful operator
-    seed: int = 1_000_000  # of operators and environment; --seed 100 of a run is evaluated on these starts
+    seed: int = 1_000_000  # of operators and environment; runs with --seed 100 are evaluated on the same starts
 
 
 class Operator:
@@ -70,7 +70,7 @@ class Operator:
 
 
 def main(args: Args) -> None:
-    """Roll out the operators and write observations, actions, rewards, terminals and timeouts, one row a step."""
+    """Roll out the operators and write observations, actions, rewards, terminals and timeouts, one row per step."""
     args.output.parent.mkdir(parents=True, exist_ok=True)
     env = tasks.make().env()
     rng = np.random.default_rng(args.seed)

@@ -1,4 +1,4 @@
-"""The README's first picture: the path of the data through SAQ. It needs matplotlib (pip install matplotlib).
+"""The README's first picture: the path of the data through SAQ. Needs matplotlib (pip install matplotlib).
 
 python demo/diagram.py
 """
@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-DARK, LIGHT = "#1b3a57", "#dce6ef"  # far apart in grey, too
+DARK, LIGHT = "#1b3a57", "#dce6ef"  # also far apart in grey
 CODES, CHOSEN = 64, 27
 
 
@@ -31,7 +31,7 @@ def arrow(axis: plt.Axes, start: tuple[float, float], end: tuple[float, float], 
 
 
 def code_grid(axis: plt.Axes, x: float) -> None:
-    """The codes as 8 x 8 cells around (x, 2), one of them chosen."""
+    """The codes as 8 x 8 cells around (x, 2), with one of them chosen."""
     size = 0.15
     for code in range(CODES):
         row, column = divmod(code, 8)
@@ -51,7 +51,7 @@ def values(axis: plt.Axes, x: float) -> None:
 
 
 def draw(path: Path) -> None:
-    """The path from left to right; the observation enters from below, what each part does stands at the bottom."""
+    """The path runs from left to right, the observation enters from below, and captions are at the bottom."""
     figure, axis = plt.subplots(figsize=(9.4, 3.5), layout="constrained")
     axis.set(xlim=(-0.1, 11.6), ylim=(-0.62, 3.15))
     axis.set_axis_off()

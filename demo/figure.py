@@ -1,9 +1,9 @@
 """Pictures of trained runs: what the codes of a VQ-VAE decode to, and frames of a policy.
 
-They need matplotlib (pip install matplotlib).
+They need matplotlib (pip install matplotlib). Frames are taken from the video.gif that --capture-video writes.
 
     python demo/figure.py --run runs/fetch-pick-and-place-demo-v0__saq_cql__1__...
-    python demo/figure.py --picture strip --run runs/Lift__saq_bc__1__... --output demo/lift.png    # of --capture-video
+    python demo/figure.py --picture strip --run runs/Lift__saq_bc__1__... --output demo/lift.png
     python demo/figure.py --picture strip --run runs/fetch-... --output demo/pick_and_place.png --crop 0.15 0.65 0.2 0.7
     python demo/figure.py --picture strip --run runs/cube-single-... --output demo/cube.png
 """
@@ -24,15 +24,10 @@ from vqvae import VQVAE
 
 
 class Args(NamedTuple):
-    run: Path  # folder of a finished run; for codebook on the demo dataset, for strip with --capture-video
+    run: Path  # folder of a finished run: for codebook on the demo dataset, for strip with a video.gif
     picture: Literal["codebook", "strip"] = "codebook"  # actions by code, or six frames of the video's first episode
     output: Path = Path("demo/codebook.png")  # picture to write
-    crop: tuple[float, float, float, float] = (
-        0.0,
-        1.0,
-        0.0,
-        1.0,
-    )  # strip: top, bottom, left, right of each frame to keep
+    crop: tuple[float, float, float, float] = (0, 1, 0, 1)  # strip: top, bottom, left, right of each frame to keep
 
 
 def draw_codebook(vqvae: VQVAE, path: Path) -> None:
@@ -41,7 +36,8 @@ def draw_codebook(vqvae: VQVAE, path: Path) -> None:
     observations, actions = torch.from_numpy(data["observations"]), torch.from_numpy(data["actions"])
     codes = vqvae.encode(observations, actions)
     colours = plt.get_cmap("hsv")(np.random.default_rng(0).permutation(len(vqvae.codebook)) / len(vqvae.codebook))
-    # block 8 cm left of and below the gripper; block in the gripper and goal 8 cm right of and 10 cm above it
+    # Reaching: the block is 8 cm to the left of the gripper and 8 cm below it. Carrying: the block is grasped, and
+    # the goal is 8 cm to the right and 10 cm above.
     reaching = (observations[:, 3:6] - observations[:, :3] - torch.tensor([0.0, 0.08, -0.08])).norm(dim=1)
     carrying = (observations[:, 25:28] - observations[:, 3:6] - torch.tensor([0.0, -0.08, 0.1])).norm(dim=1)
     carrying += 10 * (observations[:, 3:6] - observations[:, :3]).norm(dim=1)
@@ -63,10 +59,10 @@ def draw_codebook(vqvae: VQVAE, path: Path) -> None:
 
 
 def draw_strip(video: Path, path: Path, crop: tuple[float, float, float, float], frames: int = 6) -> None:
-    """`frames` frames side by side, evenly from the first to the last of the video's first episode, cropped."""
+    """Frames side by side, evenly spaced from the first to the last of the video's first episode, and cropped."""
     images = imageio.imread(video)
     durations = [imageio.immeta(video, index=i)["duration"] for i in range(len(images))]
-    end = np.argmax(np.array(durations) > durations[0])  # an episode's last frame stands
+    end = np.argmax(np.array(durations) > durations[0])  # the last frame of an episode is shown for longer
     height, width = images.shape[1:3]
     top, bottom, left, right = (round(share * size) for share, size in zip(crop, (height, height, width, width)))
     chosen = images[np.linspace(0, end, frames).round().astype(int), top:bottom, left:right]

@@ -1,4 +1,4 @@
-"""Datasets and environments of offline RL by id: D4RL, robomimic, OGBench, Minari, a demo, own data.
+"""Datasets and environments of offline RL by id: D4RL, robomimic, OGBench, Minari, a demo, data without environment.
 
     task = tasks.make("hopper-medium-v2")       # downloads the dataset if it is missing
     data = task.dataset()                       # dict of arrays, one row a transition
@@ -6,30 +6,39 @@
     result = task.evaluate(policy, episodes=100, seed=1)
 
 `python -m tasks` lists the ids; `python -m tasks hopper-medium-v2` downloads a dataset, checks it and prints a summary.
-A source is a module with a subclass of `Task`, its `IDS`, `locate(env_id)` for file and URL of a dataset, and
-`fetch(env_id)`, which downloads the file if it is missing.
+A source is a subclass of `Task`, one a file. The files `*_file.py` each read one layout of files.
 """
 
 import difflib
 from pathlib import Path
 
-from tasks import d4rl, demo, minari, ogbench, own, robomimic
-from tasks.task import Task, fail
+from tasks.common import TaskError
+from tasks.d4rl import D4RL
+from tasks.demo import ID as DEFAULT
+from tasks.demo import Demo
+from tasks.minari import Minari
+from tasks.ogbench import OGBench
+from tasks.own import Own
+from tasks.robomimic import Robomimic
+from tasks.task import Task
 
-__all__ = ["Task", "fail", "ids", "locate", "make"]
+__all__ = ["DEFAULT", "Task", "TaskError", "ids", "locate", "make"]
 
-DEFAULT = "fetch-pick-and-place-demo-v0"
-SOURCES = (demo, d4rl, robomimic, ogbench)  # beside Minari: ids with a slash, or found on this machine
+SOURCES = (Own, Robomimic, Demo, D4RL, OGBench, Minari)  # the first that matches makes the task
 
 
 def ids() -> list[str]:
-    """The known ids: the demo's, D4RL's, robomimic's and OGBench's."""
-    return [env_id for source in SOURCES for env_id in source.IDS]
+    """The known ids: the demo's, D4RL's, robomimic's, OGBench's, and those of the Minari datasets on this machine."""
+    return [env_id for source in SOURCES for env_id in source.ids()]
 
 
 def locate(env_id: str) -> tuple[Path, str | None]:
-    """The file of a known id on this machine, which may be missing, and the URL to download it from."""
-    return next(source for source in SOURCES if env_id in source.IDS).locate(env_id)
+    """The place of an id's dataset on this machine, which may be empty, and the URL to download it from.
+
+    Raises:
+        TaskError: if the id is unknown.
+    """
+    return find_source(env_id).locate(env_id)
 
 
 def make(
@@ -37,64 +46,37 @@ def make(
     dataset_path: str | Path | None = None,
     dataset_filter: str | None = None,
     observation_keys: list[str] | None = None,
-    video: bool = False,
     max_episode_steps: int | None = None,
 ) -> Task:
     """The task of an id. Its dataset is downloaded if it is missing.
 
     Args:
-        env_id: an id of `ids()`; or an id of Minari, which has a slash or is on this machine; or none, for a file in
-            D4RL's layout without an environment.
-        dataset_path: HDF5 file in D4RL's or robomimic's layout, or .npz file in OGBench's, in place of the id's own. A
-            robomimic file names its own environment; then `env_id` may be left out, and the task's is that name.
+        env_id: an id of `ids()`; an id of Minari, which has a slash; or none, for a file without an environment.
+        dataset_path: a file in place of the id's own: HDF5 in D4RL's or robomimic's layout, .npz in OGBench's. A
+            robomimic file brings its environment: leave `env_id` out, or name an id with the same environment.
         dataset_filter: robomimic files: filter key of the demonstrations to use, such as train; default all.
         observation_keys: robomimic files: observations to use; default end effector and gripper of each arm, object.
-        video: also check that this machine can render the environment.
         max_episode_steps: step limit of the environment in place of the benchmark's.
 
     Raises:
-        SystemExit: with one line on stderr and code 2, if the arguments contradict each other, or a file cannot be
-            downloaded or read.
+        TaskError: if the arguments contradict each other, or a file is missing, damaged or cannot be downloaded.
+        OSError: if the operating system fails.
     """
     if max_episode_steps is not None and max_episode_steps < 1:
-        fail(f"an episode cannot have {max_episode_steps} steps")
-    task = find(env_id, None if dataset_path is None else Path(dataset_path), dataset_filter, observation_keys)
+        raise TaskError(f"an episode cannot have {max_episode_steps} steps")
+    path = None if dataset_path is None else Path(dataset_path)
+    if path is not None and not path.exists():
+        raise TaskError(f"there is no file {path}")
+    source = find_source(env_id, path)
+    task = source(env_id, path, dataset_filter=dataset_filter, observation_keys=observation_keys)
     task.max_episode_steps = max_episode_steps or task.max_episode_steps
-    if video:
-        task.check_video()
     return task
 
 
-def find(env_id: str, path: Path | None, dataset_filter: str | None, observation_keys: list[str] | None) -> Task:
-    """`make`, without the check of rendering."""
-    if env_id == own.ENV_ID and path is None:
-        fail(f"--env-id {env_id} is for data without an environment: name the file by --dataset-path")
-    source = next((source for source in SOURCES if env_id in source.IDS), ogbench if ogbench.known(env_id) else None)
-    if path is None and source:
-        path = source.fetch(env_id)
-    if path and not path.is_file():
-        fail(f"no such file: {path}")
-    if source is not ogbench and path and (header := robomimic.read_header(path)):
-        name = header[0]["env_name"]
-        if env_id == DEFAULT:
-            env_id = name
-        elif env_id != name and (source is not robomimic or robomimic.env_name(env_id) != name):
-            fail(f"{path} is of robosuite's {name}, not of --env-id {env_id}; leave --env-id out")
-        return robomimic.Robomimic(env_id, path, dataset_filter, observation_keys, header)
-    if observation_keys or dataset_filter:
-        fail("--observation-keys and --dataset-filter are for robomimic's files")
-    if source is robomimic:
-        fail(f"{path} is not a robomimic file, which has a group 'data' with env_args")
-    if env_id == own.ENV_ID:
-        return own.Own(path)
-    if source:
-        return {demo: demo.Demo, d4rl: d4rl.D4RL, ogbench: ogbench.OGBench}[source](env_id, path)
-    if "/" not in env_id and not minari.locate(env_id).exists():
-        if instead := d4rl.elsewhere(env_id):
-            fail(f"unknown --env-id {env_id}: its environment needs MuJoCo 2.1; in its place Minari has {instead}")
-        near = difflib.get_close_matches(env_id, ids(), n=3, cutoff=0.0)
-        fail(f"unknown --env-id {env_id}; did you mean {', '.join(near)}? Minari's ids have a slash")
-    if path:
-        where = minari.locate(env_id)
-        fail(f"--dataset-path is for files of D4RL, robomimic and OGBench; {env_id} is Minari's, in {where}")
-    return minari.Minari(env_id)
+def find_source(env_id: str, path: Path | None = None) -> type[Task]:
+    """The first source that makes the task of an id, or of an id with a file. Raises TaskError if there is none."""
+    for source in SOURCES:
+        if source.matches(env_id, path):
+            return source
+    similar = ", ".join(difflib.get_close_matches(env_id, ids(), n=3, cutoff=0.0))
+    raise TaskError(f"unknown id {env_id}; did you mean {similar}? Ids of Minari have a slash")

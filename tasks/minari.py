@@ -1,32 +1,26 @@
 """Minari's datasets and their evaluation environments."""
 
-import functools
 import json
 import logging
 from pathlib import Path
 
 import gymnasium as gym
-import h5py
 import numpy as np
 
-from tasks.task import Task, check_rows, check_stored, data_folder, fail, join, quiet
+from tasks.common import TaskError, data_folder, quiet, task_errors
+from tasks.task import Task
+from tasks.transitions import Transitions, check_columns, join
 
-FOLDER = ("MINARI_DATASETS_PATH", ".minari", "datasets")
-
-
-def locate(env_id: str) -> Path:
-    """The folder in which Minari keeps a dataset."""
-    return data_folder(*FOLDER) / env_id
-
-
-def local_ids() -> list[str]:
-    """Ids of the Minari datasets on this machine."""
-    folder = data_folder(*FOLDER)
-    return sorted(str(file.parent.parent.relative_to(folder)) for file in folder.glob("**/data/metadata.json"))
+# D4RL ids whose environments need MuJoCo 2.1, and the Minari ids that stand for them
+STAND_INS = {
+    f"antmaze-{maze}-{version}": f"D4RL/antmaze/{maze}-v1"
+    for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    for version in ("v0", "v1", "v2")
+} | {f"kitchen-{kind}-v0": f"D4RL/kitchen/{kind}-v2" for kind in ("complete", "partial", "mixed")}
 
 
 class Minari(Task):
-    """A Minari dataset, downloaded if it is missing. Without reference scores the score is the return.
+    """A Minari dataset, downloaded if it is missing. Without reference returns the score is the return.
 
     Observations of data and environment are flattened by the dataset's space, because the environment's Dict can have
     its keys in another order.
@@ -34,43 +28,66 @@ class Minari(Task):
 
     processes = True
 
-    def __init__(self, env_id: str):
-        self.env_id = env_id
-        try:
+    def __init__(self, env_id: str, path: Path | None = None, **selection):
+        super().__init__(env_id, path, **selection)
+        if env_id in STAND_INS:
+            raise TaskError(f"the environment of {env_id} needs MuJoCo 2.1; use Minari's {STAND_INS[env_id]} instead")
+        folder, _ = self.locate(env_id)
+        if path is not None:
+            raise TaskError(f"dataset_path is for files of other benchmarks; {env_id} is Minari's, kept in {folder}")
+        with task_errors(f"cannot load {env_id} with Minari; download it by other means and put it at {folder}"):
             import minari
 
             logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
             self.stored = minari.load_dataset(env_id, download=True)
-            storage = self.stored.storage
-            lowest, highest = (float(storage.metadata.get(f"ref_{end}_score") or 0.0) for end in ("min", "max"))
-            spec = json.loads(storage.metadata.get("eval_env_spec") or storage.metadata.get("env_spec") or "{}")
-            limit = spec.get("max_episode_steps")
-            lengths = [episode["total_steps"] for episode in storage.get_episode_metadata(self.stored.episode_indices)]
-        except Exception as error:  # no network, no such dataset, half a dataset, another version of Minari
-            where = locate(env_id)
-            fail(f"cannot load {env_id} with Minari ({error}); fetch it by other means and put it at {where}")
-        self.min_return, self.max_return = (lowest, highest) if lowest != highest else (0.0, 100.0)
-        self.max_episode_steps = limit if limit and limit > 0 else int(max(lengths, default=1))
+            metadata = self.stored.storage.metadata
+            episodes = self.stored.storage.get_episode_metadata(self.stored.episode_indices)
+            longest = max((episode["total_steps"] for episode in episodes), default=1)
+            spec = json.loads(metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}")
+            limit = spec.get("max_episode_steps") or -1
+            min_return = float(metadata.get("ref_min_score") or 0.0)
+            max_return = float(metadata.get("ref_max_score") or 0.0)
+        self.max_episode_steps = limit if limit > 0 else int(longest)
+        if min_return != max_return:
+            self.min_return = min_return
+            self.max_return = max_return
+        else:
+            self.min_return = 0.0
+            self.max_return = 100.0
 
-    def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        episodes, returns = [], []
-        try:
-            if (file := locate(self.env_id) / "data" / "main_data.hdf5").exists():  # else in another format of Minari's
-                check_file(file)
+    @classmethod
+    def matches(cls, env_id: str, path: Path | None) -> bool:
+        return "/" in env_id or env_id in STAND_INS or cls.locate(env_id)[0].exists()
+
+    @classmethod
+    def ids(cls) -> tuple[str, ...]:
+        """The Minari datasets on this machine."""
+        folder = datasets_folder()
+        files = folder.glob("**/data/metadata.json")
+        return tuple(sorted(str(file.parent.parent.relative_to(folder)) for file in files))
+
+    @classmethod
+    def locate(cls, env_id: str) -> tuple[Path, None]:
+        """The folder in which Minari keeps a dataset. Minari knows its URL."""
+        return datasets_folder() / env_id, None
+
+    def read(self) -> Transitions:
+        trajectories = []
+        returns = []
+        with task_errors(self.env_id):
             for episode in self.stored.iterate_episodes():
-                observations = flatten_steps(self.stored.observation_space, episode.observations)
-                columns = {
-                    "observations": observations[:-1],
-                    "next_observations": observations[1:],
-                    "actions": episode.actions,
-                    "rewards": episode.rewards,
-                    "terminals": episode.terminations,
-                }
-                episodes.append(check_rows(f"{self.env_id}, episode {episode.id}", columns))
-                returns.append(episode.rewards.sum())
-            return join(self.env_id, episodes), np.array(returns, np.float64)
-        except Exception as error:  # damaged files, Minari's own assertions
-            fail(f"{self.env_id}, episode {len(episodes)}: cannot be read as arrays or dicts of arrays: {error}")
+                with task_errors(f"episode {episode.id}"):
+                    observations = flatten_steps(self.stored.observation_space, episode.observations)
+                    columns = {
+                        "observations": observations[:-1],
+                        "next_observations": observations[1:],
+                        "actions": episode.actions,
+                        "rewards": episode.rewards,
+                        "terminals": episode.terminations,
+                    }
+                    trajectories.append(check_columns(columns))
+                    returns.append(episode.rewards.sum())
+            return Transitions(join(trajectories), np.array(returns, np.float64))
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         settings = {"max_episode_steps": self.max_episode_steps}
@@ -78,25 +95,31 @@ class Minari(Task):
             settings["render_mode"] = render_mode
         with quiet():
             env = self.stored.recover_environment(eval_env=True, **settings)
-        flatten = functools.partial(gym.spaces.flatten, self.stored.observation_space)
-        space = gym.spaces.flatten_space(self.stored.observation_space)
+        stored_space = self.stored.observation_space
+        flat_space = gym.spaces.flatten_space(stored_space)
+
+        def flatten(observation) -> np.ndarray:
+            return gym.spaces.flatten(stored_space, observation)
+
         try:
-            fits = flatten(env.observation_space.sample()).shape == space.shape
+            fits = flatten(env.observation_space.sample()).shape == flat_space.shape
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             fits = False
         if not fits:
-            fail(f"{self.env_id} observes {self.stored.observation_space}, its environment {env.observation_space}")
-        return gym.wrappers.TransformObservation(env, flatten, space)
+            raise TaskError(
+                f"observations of {self.env_id} are in {stored_space}, those of its environment in "
+                f"{env.observation_space}"
+            )
+        return gym.wrappers.TransformObservation(env, flatten, flat_space)
 
 
-def check_file(path: Path) -> None:
-    """Raise TypeError if an array in an HDF5 file is stored only in part; reading it could allocate gigabytes."""
-    with h5py.File(path, "r") as file:
-        file.visititems(lambda key, node: check_stored(key, node) if isinstance(node, h5py.Dataset) else None)
+def datasets_folder() -> Path:
+    """The folder of Minari's datasets."""
+    return data_folder("MINARI_DATASETS_PATH", ".minari", "datasets")
 
 
 def flatten_steps(space: gym.Space, values) -> np.ndarray:
-    """Flatten T observations of a Box or a Dict of Boxes as gymnasium.spaces.flatten does: (T, o) float32."""
+    """Flatten T observations in a Box or a Dict of Boxes as gymnasium.spaces.flatten does: (T, o)."""
     if isinstance(space, gym.spaces.Dict):
-        return np.concatenate([flatten_steps(part, values[key]) for key, part in space.items()], 1)
+        return np.concatenate([flatten_steps(part, values[key]) for key, part in space.items()], axis=1)
     return np.asarray(values).reshape(len(values), -1)

@@ -1,79 +1,98 @@
-"""A file without an environment, such as a real robot's: policies are evaluated on held-out trajectories."""
+"""Data without an environment, such as a real robot's: policies are evaluated on held-out trajectories."""
 
-import functools
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 
-from tasks.d4rl import read_d4rl
-from tasks.task import Policy, Task, act, fail
+from tasks.common import TaskError
+from tasks.d4rl_file import read_d4rl_file
+from tasks.evaluation import Policy, act
+from tasks.task import Task
+from tasks.transitions import Transitions
 
 ENV_ID = "none"
+NO_LIMIT = 10**9
 
 
 class Own(Task):
-    """An HDF5 file in D4RL's layout, one trajectory in ten of which is held out.
+    """A file in D4RL's layout without an environment. One trajectory in ten is held out.
 
     The score is the share of the variance of held-out actions that a policy explains, in percent: 0 for their mean, 100
     for the actions themselves. It measures imitation and says nothing about returns. Action bounds are the smallest and
-    largest values in the file. The default step limit is the length of the longest trajectory.
+    largest values in the file. The default step limit is the length of the longest trajectory, set by `dataset`.
     """
 
-    env_id, max_episode_steps = ENV_ID, 0
+    max_episode_steps = None
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, env_id: str, path: Path | None = None, **selection):
+        if path is None:
+            raise TaskError(f"the id {ENV_ID} is for data without an environment: name the file in dataset_path")
+        super().__init__(env_id, path, **selection)
 
-    @functools.cached_property
-    def contents(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        rows, returns = read_d4rl(self.path, self.max_episode_steps or 10**9)  # no limit, no cuts
-        if len(rows["ends"]) < 2:
-            fail(f"{self.path} has too few transitions: one to train on and one to hold out are needed")
-        lengths = np.diff(np.flatnonzero(np.append(rows["ends"][:-1], True)), prepend=-1)
-        self.max_episode_steps = self.max_episode_steps or int(lengths.max())
-        return rows, returns
+    @classmethod
+    def matches(cls, env_id: str, path: Path | None) -> bool:
+        return env_id == ENV_ID
 
-    def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        return self.contents
+    def read(self) -> Transitions:
+        transitions = read_d4rl_file(self.path, self.max_episode_steps or NO_LIMIT)
+        ends = transitions.columns["ends"]
+        if len(ends) < 2:
+            raise TaskError(f"{self.path} has too few transitions: one to train on and one to hold out are needed")
+        if self.max_episode_steps is None:
+            if not transitions.ordered:
+                raise TaskError(
+                    f"{self.path}: rows do not follow each other, so that the length of an episode is unknown; set it "
+                    "with max_episode_steps"
+                )
+            lengths = np.diff(np.flatnonzero(ends[:-1]), prepend=-1, append=len(ends) - 1)
+            self.max_episode_steps = int(lengths.max())
+        return transitions
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
-        fail(f"--env-id {ENV_ID} has no environment: it cannot be rolled out or recorded")
-
-    def spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-        observations, actions = self.contents[0]["observations"], self.contents[0]["actions"]
-        low, high = actions.min(0), actions.max(0)
-        still = low == high
-        bounds = gym.spaces.Box(low - still, high + still, dtype=np.float32)
-        return gym.spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32), bounds
+        raise TaskError(f"the id {ENV_ID} has no environment: it cannot be rolled out or recorded")
 
     def dataset(self) -> dict[str, np.ndarray]:
-        """`Task.dataset` without each tenth trajectory; of fewer than ten the last is held out, of one its tenth."""
-        data = super().dataset()
-        del self.contents  # frees the file's own arrays
+        """`Task.dataset` without every tenth trajectory.
+
+        With fewer than ten trajectories the last one is held out, with one trajectory its last tenth.
+        """
+        transitions = self.read()
+        low = transitions.columns["actions"].min(0)
+        high = transitions.columns["actions"].max(0)
+        constant = low == high  # such a dimension gets bounds around its value, and is scaled to 0
+        action_space = gym.spaces.Box(low - constant, high + constant, dtype=np.float32)
+        observation_shape = transitions.columns["observations"].shape[1:]
+        observation_space = gym.spaces.Box(-np.inf, np.inf, observation_shape, np.float32)
+        data = self.prepare(transitions, observation_space, action_space)
         ends = data["ends"]
         if ends.sum() == 1:
             ends[int(0.9 * len(ends)) - 1] = True
-        trajectory = np.cumsum(ends) - ends
-        kept = trajectory % 10 != 9 if ends.sum() >= 10 else trajectory != ends.sum() - 1
-        self.held_out = data["observations"][~kept], data["actions"][~kept]
-        self.held_out_ends = np.flatnonzero(ends[~kept])
+        trajectory = np.cumsum(ends) - ends  # its number, for each row
+        held_out = trajectory % 10 == 9
+        if ends.sum() < 10:
+            held_out = trajectory == ends.sum() - 1
+        self.held_out = data["observations"][held_out], data["actions"][held_out]
+        self.held_out_ends = np.flatnonzero(ends[held_out])
         self.eval_episodes = len(self.held_out_ends)
-        return {key: column[kept] for key, column in data.items()}
+        return {key: column[~held_out] for key, column in data.items()}
 
     def evaluate(
         self, policy: Policy, episodes: int | None = None, seed: int = 1, video: Path | None = None
     ) -> dict[str, np.ndarray]:
-        """The arrays of `Task.evaluate`, with one entry per held-out trajectory, for the first `episodes` of them.
+        """The arrays of `Task.evaluate` with one entry per held-out trajectory, for the first `episodes` of them.
 
-        A return is minus the squared error of the actions, summed over dimensions and steps, over the mean number of
-        steps, so that the mean return weighs all steps alike. Seeds are numbers of trajectories.
+        The return is minus the squared error of the actions, summed over the dimensions and steps of a trajectory and
+        divided by the mean length of the trajectories. So the mean of the returns weighs all steps equally. Seeds are
+        numbers of trajectories.
         """
         ends = self.held_out_ends[: episodes or self.eval_episodes]
-        observations, actions = (column[: ends[-1] + 1] for column in self.held_out)
-        chosen = np.concatenate([act(policy, observations[i : i + 1024]) for i in range(0, len(actions), 1024)])
+        steps = ends[-1] + 1
+        observations, actions = self.held_out
+        batches = [act(policy, observations[i : min(i + 1024, steps)]) for i in range(0, steps, 1024)]
+        errors = np.square(np.concatenate(batches) - actions[:steps]).sum(1, dtype=float)
         lengths = np.diff(ends, prepend=-1)
-        returns = -np.add.reduceat(np.square(chosen - actions).sum(1, dtype=float), ends + 1 - lengths)
+        returns = -np.add.reduceat(errors, ends + 1 - lengths)
         returns /= lengths.mean()
         scores = 100 * (1 + returns / (self.variance() or 1.0))
         return {"seeds": np.arange(len(ends)), "returns": returns, "lengths": lengths, "scores": scores}
@@ -83,14 +102,14 @@ class Own(Task):
         return float(self.held_out[1].var(0, dtype=float).sum())
 
     def score(self, returns: np.ndarray) -> np.ndarray:
-        """100 for each of the file's own trajectories."""
+        """100 for each trajectory of the file."""
         return np.full(len(returns), 100.0)
 
-    def describe(self, data: dict[str, np.ndarray]) -> str:
-        return f"{super().describe(data)}; {len(self.held_out[1])} transitions held out"
+    def statistics(self, data: dict[str, np.ndarray]) -> str:
+        return f"{super().statistics(data)}; {len(self.held_out[1])} transitions held out"
 
-    def print_scores(self, scores: dict[str, list[float]]) -> None:
-        """Print the squared error of actions, and its share of their variance, one line per entry of `scores`."""
+    def print_scores(self, scores: dict[str, np.ndarray]) -> None:
+        """Print the squared error of actions and its share of their variance, one line per entry of `scores`."""
         print(f"\n{'squared error of held-out actions':<40}{'trajectories':>14}")
         for name, values in scores.items():
             share = 1 - np.mean(values) / 100

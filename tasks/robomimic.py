@@ -1,19 +1,21 @@
-"""robomimic's low-dimensional datasets in robosuite's environments: v1.5 on robosuite 1.5, v141 on robosuite 1.4.1."""
+"""robomimic's datasets in robosuite's environments: v1.5 files on robosuite 1.5, v141 files on robosuite 1.4.1."""
 
 import ctypes.util
 import importlib.metadata
-import json
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import gymnasium as gym
-import h5py
 import numpy as np
 
-from tasks.task import EndAtSuccess, Task, check_rows, data_folder, fail, join, quiet, read_array
+from tasks import demo
+from tasks.common import TaskError, data_folder, quiet, task_errors
+from tasks.evaluation import EndAtSuccess
+from tasks.robomimic_file import is_robomimic_file, read_header, read_robomimic_file
+from tasks.task import Task
+from tasks.transitions import Transitions
 
 HUB = "robomimic/robomimic_datasets"  # on the Hugging Face Hub, a repository of type dataset
 ENVIRONMENTS = {
@@ -23,202 +25,122 @@ ENVIRONMENTS = {
     "transport": "TwoArmTransport",
     "tool_hang": "ToolHang",
 }
-IDS = {f"{_task}-{_kind}": f"v1.5/{_task}/{_kind}/low_dim_v15.hdf5" for _task in ENVIRONMENTS for _kind in ("ph", "mh")}
-del IDS["tool_hang-mh"]
-for _task in ("lift", "can"):
-    IDS[f"{_task}-mg"] = f"v1.5/{_task}/mg/low_dim_sparse_v15.hdf5"
-    IDS[f"{_task}-mg-dense"] = f"v1.5/{_task}/mg/low_dim_dense_v15.hdf5"
-IDS["can-paired"] = "v1.5/can/paired/low_dim_v15.hdf5"
+FILES = {f"{task}-{kind}": f"v1.5/{task}/{kind}/low_dim_v15.hdf5" for task in ENVIRONMENTS for kind in ("ph", "mh")}
+del FILES["tool_hang-mh"]  # does not exist
+FILES |= {
+    "lift-mg": "v1.5/lift/mg/low_dim_sparse_v15.hdf5",
+    "lift-mg-dense": "v1.5/lift/mg/low_dim_dense_v15.hdf5",
+    "can-mg": "v1.5/can/mg/low_dim_sparse_v15.hdf5",
+    "can-mg-dense": "v1.5/can/mg/low_dim_dense_v15.hdf5",
+    "can-paired": "v1.5/can/paired/low_dim_v15.hdf5",
+}
 INSTALL = {
     "1.4": "pip install --no-deps robosuite==1.4.1",
     "1.5": "pip install --no-deps -r requirements-robosuite.txt",
 }
 
 
-def horizon(env_name: str, env_id: str) -> int:
-    """Steps of a rollout in robomimic's registry; data of several operators (mh) have longer ones."""
-    several, long = env_id.endswith("-mh"), env_name in ("TwoArmTransport", "ToolHang")
-    return (1100 if long else 500) if several else (700 if long else 400)
-
-
-def installed() -> str | None:
-    """Version of robosuite, or None if it is not installed."""
-    try:
-        return importlib.metadata.version("robosuite")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def locate(env_id: str) -> tuple[Path, str]:
-    """The file of an id, which may be missing, and its URL.
-
-    It is looked for in $ROBOMIMIC_DATASET_DIR, else in the Hugging Face Hub's cache. Where robosuite 1.4 is installed,
-    the older file comes first, if it is in $ROBOMIMIC_DATASET_DIR or ~/.robomimic/datasets.
-    """
-    url = f"https://huggingface.co/datasets/{HUB}/resolve/main/{IDS[env_id]}"
-    if (installed() or "").startswith("1.4") and (older := older_file(env_id)).is_file():
-        return older, url
-    if os.environ.get("ROBOMIMIC_DATASET_DIR"):
-        return data_folder("ROBOMIMIC_DATASET_DIR") / IDS[env_id], url
-    import huggingface_hub
-
-    cached = huggingface_hub.try_to_load_from_cache(HUB, IDS[env_id], repo_type="dataset")
-    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{HUB.replace('/', '--')}"
-    return (Path(cached) if isinstance(cached, str) else folder / "snapshots" / "main" / IDS[env_id]), url
-
-
-def older_file(env_id: str) -> Path:
-    """The path of an id's older file, for robosuite 1.4.1, in the layout of robomimic's server."""
-    name = IDS[env_id].removeprefix("v1.5/").replace("_v15", "_v141")
-    return data_folder("ROBOMIMIC_DATASET_DIR", ".robomimic", "datasets") / name
-
-
-def fetch(env_id: str) -> Path:
-    """The file of an id, downloaded from the Hugging Face Hub if it is missing."""
-    path, url = locate(env_id)
-    if path.is_file():
-        return path
-    if (version := installed() or "").startswith("1.4"):
-        older = older_file(env_id)
-        fail(f"{env_id} needs robosuite 1.5: {INSTALL['1.5']} ({version} is here; its older file would be {older})")
-    try:
-        import huggingface_hub
-
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
-        folder = os.environ.get("ROBOMIMIC_DATASET_DIR") or None
-        return Path(huggingface_hub.hf_hub_download(HUB, IDS[env_id], repo_type="dataset", local_dir=folder))
-    except Exception as error:  # network, Hub and disk raise many kinds of errors
-        reason = str(error).split(". ")[0]
-        fail(f"cannot download {env_id} ({type(error).__name__}: {reason}); fetch {url} and name it by --dataset-path")
-
-
-def env_name(env_id: str) -> str:
-    """The robosuite environment of an id."""
-    return ENVIRONMENTS[env_id.split("-")[0]]
-
-
-def check_attribute(path: Path) -> None:
-    """Fail if reading `env_args` takes more than 20 s: on some damaged files libhdf5 never returns."""
-    code = "import h5py, sys; h5py.File(sys.argv[1], 'r')['data'].attrs['env_args']"
-    try:
-        subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, timeout=20)
-    except subprocess.TimeoutExpired:
-        fail(f"{path} is damaged: its env_args cannot be read")
-
-
-def read_header(path: Path) -> tuple[dict, list[str], int] | None:
-    """A robomimic file's `env_args`, its observations' names and its longest demonstration's steps.
-
-    None if the HDF5 file is not robomimic's.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            if not isinstance(file.get("data"), h5py.Group):
-                return None
-            check_attribute(path)
-            env_args = json.loads(file["data"].attrs["env_args"])
-            demonstrations = [group for group in file["data"].values() if isinstance(group, h5py.Group)]
-            observations = demonstrations[0]["obs"].keys() if demonstrations else []
-            names = [name for name in observations if isinstance(name, str)]  # bytes: not text
-            lengths = [len(group["actions"]) for group in demonstrations if "actions" in group]
-    except (OSError, RuntimeError) as error:
-        fail(f"{path} is not a readable HDF5 file: {error}")
-    except Exception as error:  # h5py raises many kinds of errors on damaged files
-        fail(f"{path} has robomimic's group 'data', but no readable env_args or obs in it: {error}")
-    match env_args:
-        case {"env_name": str(), "env_kwargs": dict(), "type": 1}:
-            return env_args, names, max(lengths, default=0)
-    fail(f"{path}: its env_args do not describe a robosuite environment (env_name, env_kwargs, type 1)")
-
-
 class Robomimic(Task):
-    """A robomimic file and the environment it describes; the score is the percentage of successes.
+    """A robomimic file and the environment that it describes. The score is the percentage of successes.
 
-    Observations are those of `observation_keys`, concatenated; default: end effector and gripper of each arm, object.
-    Episodes have the steps of robomimic's registry, or of the longest demonstration if that is longer.
+    Observations are those under `observation_keys`, concatenated. The default is position, orientation and gripper of
+    each arm, then the object. Episodes are as long as in robomimic's registry, or as the longest demonstration if that
+    is longer. The id of a file without one is the name of its environment.
     """
 
-    min_return, max_return, eval_episodes, processes = 0.0, 1.0, 50, True
+    IDS = tuple(FILES)
+    eval_episodes = 50
+    processes = True
 
     def __init__(
         self,
         env_id: str,
-        path: Path,
+        path: Path | None = None,
         dataset_filter: str | None = None,
         observation_keys: list[str] | None = None,
-        header: tuple[dict, list[str], int] | None = None,  # of `read_header`, if it has been read
     ):
-        self.env_id, self.path, self.dataset_filter = env_id, path, dataset_filter
-        self.env_args, names, longest = header or read_header(path)
-        self.env_name = self.env_args["env_name"]
-        self.max_episode_steps = max(horizon(self.env_name, env_id), longest)
-        robots = sorted({key.split("_")[0] for key in names if key.startswith("robot")})
-        keys = [f"{robot}_{key}" for robot in robots for key in ("eef_pos", "eef_quat", "gripper_qpos")]
-        self.observation_keys = tuple(observation_keys or [*keys, "object"])
-        if names and (missing := [key for key in self.observation_keys if key not in names]):
-            fail(f"{path} has no observation {missing[0]!r}; it has {', '.join(names)}")
+        super().__init__(env_id, path or fetch(env_id))
+        header = read_header(self.path)
+        self.env_args = header.env_args
+        self.env_name = header.env_args["env_name"]
+        if env_id == demo.ID:  # the default of `tasks.make`: the user gave the file alone
+            self.env_id = self.env_name
+        elif self.env_name not in (env_id, environment_name(env_id)):
+            raise TaskError(
+                f"{self.path} holds data of robosuite's {self.env_name}, not of {env_id}; leave out the id to use it"
+            )
+        self.max_episode_steps = max(horizon(self.env_name, self.env_id), header.longest)
+        self.dataset_filter = dataset_filter
+        self.observation_keys = list(observation_keys or default_observation_keys(header.observation_names))
+        if header.observation_names:
+            for key in self.observation_keys:
+                if key not in header.observation_names:
+                    names = ", ".join(header.observation_names)
+                    raise TaskError(f"{self.path}: there is no observation {key!r}; the file has {names}")
 
-    def read(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Transitions of all demonstrations, or of those under the filter key; returns: 1 of a success, else 0.
+    @classmethod
+    def matches(cls, env_id: str, path: Path | None) -> bool:
+        if path is not None and is_robomimic_file(path):
+            return True
+        return env_id in cls.IDS
 
-        Rewards and dones are the file's own. robomimic sets dones where the task is achieved (done_mode 0), at the last
-        step (1), or at both (2). A demonstration succeeds if its largest reward is that of success, which dense rewards
-        stay below. Without `next_obs` the last step is a transition only if it is done.
+    @classmethod
+    def locate(cls, env_id: str) -> tuple[Path, str]:
+        """The file of an id, which may be missing, and its URL.
+
+        It is looked for in $ROBOMIMIC_DATASET_DIR, else in the Hugging Face Hub's cache. Where robosuite 1.4 is
+        installed, the older file comes first, if it is in $ROBOMIMIC_DATASET_DIR or ~/.robomimic/datasets.
         """
-        demonstrations, returns, name = [], [], "data"
-        try:
-            success = 0.999 * (self.env_args["env_kwargs"].get("reward_scale") or 1.0)
-            with h5py.File(self.path, "r") as file:
-                names, masks = list(file["data"]), file.get("mask", {})
-                if self.dataset_filter is not None:
-                    if self.dataset_filter not in masks:
-                        known = ", ".join(masks) or "none"
-                        fail(f"{self.path} has no filter key {self.dataset_filter!r}; its filter keys: {known}")
-                    names = [name.decode() for name in read_array(masks, self.dataset_filter)]
-                for name in sorted(set(names), key=lambda name: int(name.removeprefix("demo_"))):
-                    demonstration = file["data"][name]
-                    columns = {
-                        "observations": self._observations(demonstration["obs"]),
-                        "actions": read_array(demonstration, "actions"),
-                        "rewards": read_array(demonstration, "rewards"),
-                        "terminals": read_array(demonstration, "dones"),
-                    }
-                    if "next_obs" in demonstration:
-                        columns["next_observations"] = self._observations(demonstration["next_obs"])
-                    columns = check_rows(f"{self.path}, {name}", columns)
-                    returns.append(columns["rewards"].max(initial=0.0) >= success)
-                    if "next_observations" not in columns:
-                        observations = columns["observations"]
-                        columns["next_observations"] = np.concatenate([observations[1:], observations[-1:]])
-                        if not columns["terminals"][-1]:  # what follows the last step is not in the file
-                            columns = {key: values[:-1] for key, values in columns.items()}
-                    demonstrations.append(columns)
-            return join(str(self.path), demonstrations), np.array(returns, np.float64)
-        except Exception as error:  # h5py raises many kinds of errors on damaged files
-            fail(f"{self.path}, {name}: not as in robomimic's low-dim files: {error}")
+        name = FILES[env_id]
+        url = f"https://huggingface.co/datasets/{HUB}/resolve/main/{name}"
+        if has_robosuite_1_4() and older_file(env_id).is_file():
+            return older_file(env_id), url
+        if os.environ.get("ROBOMIMIC_DATASET_DIR"):
+            return data_folder("ROBOMIMIC_DATASET_DIR") / name, url
+        import huggingface_hub
 
-    def _observations(self, group: h5py.Group) -> np.ndarray:
-        values = [read_array(group, key) for key in self.observation_keys]
-        return np.concatenate([value.reshape(len(value), -1) for value in values], 1)
+        cached = huggingface_hub.try_to_load_from_cache(HUB, name, repo_type="dataset")
+        if isinstance(cached, str):
+            return Path(cached), url
+        repository = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{HUB.replace('/', '--')}"
+        return repository / "snapshots" / "main" / name, url
 
-    def recorded(self) -> str:
-        """The robosuite version of the file; if it is not stored, composite controllers mean 1.5, others 1.4."""
+    def read(self) -> Transitions:
+        return read_robomimic_file(self.path, self.observation_keys, self.dataset_filter)
+
+    def recorded_version(self) -> str:
+        """The robosuite version of the file. If it is not stored, composite controllers mean 1.5, others 1.4."""
+        if self.env_args.get("env_version"):
+            return str(self.env_args["env_version"])
         controllers = self.env_args["env_kwargs"].get("controller_configs")
         composite = isinstance(controllers, dict) and "body_parts" in controllers
-        return str(self.env_args.get("env_version") or ("1.5" if composite else "1.4"))
+        return "1.5" if composite else "1.4"
+
+    def check_robosuite(self) -> None:
+        """Raise TaskError unless the robosuite version of the file is installed.
+
+        The same observation keys hold other values in another version.
+        """
+        version = self.recorded_version()
+        recorded = minor_version(version)
+        install = INSTALL.get(recorded, f"pip install --no-deps robosuite=={recorded}")
+        installed = robosuite_version()
+        if installed is None:
+            raise TaskError(f"{self.env_name} needs robosuite: {install}")
+        if minor_version(installed) != recorded:
+            raise TaskError(f"{self.path} was made with robosuite {version}, but {installed} is installed: {install}")
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
+        self.check_robosuite()
         if sys.platform == "linux" and ctypes.util.find_library("EGL") is None:
             os.environ.setdefault("MUJOCO_GL", "glx")  # importing robosuite loads EGL otherwise
-        recorded, here = ".".join(self.recorded().split(".")[:2]), installed()
-        if here is None:
-            fail(f"{self.env_name} needs robosuite: {INSTALL.get(recorded, INSTALL['1.5'])}")
-        if recorded != ".".join(here.split(".")[:2]):  # the same names hold other observations there
-            install = INSTALL.get(recorded, f"pip install --no-deps robosuite=={recorded}")
-            fail(f"{self.path} is of robosuite {self.recorded()}, and {here} is here: {install}")
-        rendering = {"has_renderer": False, "has_offscreen_renderer": bool(render_mode), "use_camera_obs": False}
-        kwargs = self.env_args["env_kwargs"] | rendering | {"ignore_done": True}
-        kwargs = {key: value for key, value in kwargs.items() if key not in ("lang", "env_lang")}  # robomimic's own
+        kwargs = dict(self.env_args["env_kwargs"])
+        kwargs.pop("lang", None)  # an argument of robomimic's own, like the next one
+        kwargs.pop("env_lang", None)
+        kwargs["has_renderer"] = False
+        kwargs["has_offscreen_renderer"] = render_mode is not None
+        kwargs["use_camera_obs"] = False
+        kwargs["ignore_done"] = True
         keys = ["object-state" if key == "object" else key for key in self.observation_keys]
         with quiet():
             import robosuite
@@ -227,23 +149,22 @@ class Robomimic(Task):
 
             ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # hides a warning at every reset
             env = robosuite.make(self.env_name, **kwargs)
-            for key in set(keys) & set(env.observation_names):  # some are off by default
-                env.modify_observable(key, "active", True)
-            seen = env.reset()
+            for key in keys:
+                if not key.endswith("-state"):  # those are concatenations of observables
+                    env.modify_observable(key, "active", True)  # some are off by default
             env = GymWrapper(env, keys)
-        if missing := [key for key in keys if key not in seen]:
-            fail(f"robosuite {here} observes no {missing[0]!r} in {self.env_name}, which {self.path} has")
         env.metadata = {"render_modes": ["rgb_array"]}
         env.render = lambda: env.sim.render(camera_name="agentview", width=512, height=512)[::-1]
-        return gym.wrappers.TimeLimit(EndAtSuccess(FromSeed(env)), self.max_episode_steps)
+        return gym.wrappers.TimeLimit(EndAtSuccess(SeededReset(env)), self.max_episode_steps)
 
 
-class FromSeed(gym.Wrapper):
+class SeededReset(gym.Wrapper):
     """Seed robosuite at a reset, and return the observations of the state after the reset.
 
-    Robosuite 1.5 draws from its own generator, which placement samplers share, so the generator's state is set. Its
-    first observation has relative poses from before the gripper was read, so observables are updated once more. The
-    update takes no simulated time; otherwise every later observation would be one simulation step early.
+    Robosuite 1.5 draws from a generator of its own, which placement samplers hold too, so the generator's state is set.
+    The first observation of robosuite 1.5 has relative poses from before the gripper was read, so observables are
+    updated once more. This update takes no simulated time; otherwise every later observation would be one simulation
+    step early.
     """
 
     def reset(self, *, seed=None, options=None):
@@ -254,3 +175,69 @@ class FromSeed(gym.Wrapper):
         for observable in env._observables.values():
             observable.update(timestep=0.0, obs_cache=env._obs_cache, force=True)
         return self.env._flatten_obs(env._get_observations()), {}
+
+
+def default_observation_keys(names: list[str]) -> list[str]:
+    """Position, orientation and gripper of each arm among the names, then the object."""
+    robots = sorted({name.split("_")[0] for name in names if name.startswith("robot")})
+    keys = [f"{robot}_{part}" for robot in robots for part in ("eef_pos", "eef_quat", "gripper_qpos")]
+    return [*keys, "object"]
+
+
+def environment_name(env_id: str) -> str | None:
+    """robosuite's environment for a robomimic id such as lift-ph; None for other ids."""
+    return ENVIRONMENTS[env_id.split("-")[0]] if env_id in FILES else None
+
+
+def horizon(env_name: str, env_id: str) -> int:
+    """Steps of an episode in robomimic's registry. Data from several operators (mh) have longer episodes."""
+    long_task = env_name in ("TwoArmTransport", "ToolHang")
+    if env_id.endswith("-mh"):
+        return 1100 if long_task else 500
+    return 700 if long_task else 400
+
+
+def robosuite_version() -> str | None:
+    """The version of the installed robosuite, None if there is none."""
+    try:
+        return importlib.metadata.version("robosuite")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def minor_version(version: str) -> str:
+    """1.5 for 1.5.2."""
+    return ".".join(version.split(".")[:2])
+
+
+def has_robosuite_1_4() -> bool:
+    version = robosuite_version()
+    return version is not None and minor_version(version) == "1.4"
+
+
+def older_file(env_id: str) -> Path:
+    """The path of an id's file for robosuite 1.4.1, in the layout of robomimic's server."""
+    name = FILES[env_id].removeprefix("v1.5/").replace("_v15", "_v141")
+    return data_folder("ROBOMIMIC_DATASET_DIR", ".robomimic", "datasets") / name
+
+
+def fetch(env_id: str) -> Path:
+    """The file of an id, downloaded from the Hugging Face Hub if it is missing.
+
+    Raises:
+        TaskError: if it cannot be downloaded, or is for another robosuite than the installed one.
+    """
+    path, url = Robomimic.locate(env_id)
+    if path.is_file():
+        return path
+    if has_robosuite_1_4():
+        raise TaskError(
+            f"{env_id} needs robosuite 1.5 ({INSTALL['1.5']}), or for the installed {robosuite_version()} the older "
+            f"file {older_file(env_id)}"
+        )
+    with task_errors(f"cannot download {env_id}; download {url} by other means and name the file in dataset_path"):
+        import huggingface_hub
+
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
+        folder = os.environ.get("ROBOMIMIC_DATASET_DIR") or None
+        return Path(huggingface_hub.hf_hub_download(HUB, FILES[env_id], repo_type="dataset", local_dir=folder))

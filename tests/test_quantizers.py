@@ -1,10 +1,8 @@
-"""Quantizers in the VQ-VAE's place: Aquadem, action-only and uniform, alone and under the algorithm files."""
+"""Quantizers in place of the VQ-VAE: Aquadem and the uniform grid, alone and with the algorithm files."""
 
 import json
 import math
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,12 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 sys.path.insert(0, str(ROOT / "benchmark" / "baselines"))
-from aquadem import Aquadem, train_aquadem
-from quantizers import ActionOnly, Uniform, divide, fit_uniform, take_word
+import quantizers
+from aquadem import Aquadem
+from quantizers import Uniform, divide, fit_uniform
 
+import saq_bc
+import saq_iql
 from vqvae import VQVAE, Standardize, train_vqvae
 
 SMALL = {"codebook_size": 12, "hidden_dim": 32}
@@ -93,26 +94,14 @@ def test_aquadem_code_is_the_nearest_candidate():
     assert quality["codes_used"] == len(codes.unique())
 
 
-def test_aquadem_learns_modes_that_depend_on_the_state_whatever_restarts_are_asked_for():
+def test_aquadem_learns_modes_that_depend_on_the_state():
     observations = torch.randn(4000, 5)
     sign = torch.randint(2, (4000, 1)) * 2.0 - 1.0
     actions = 0.5 * sign + 0.3 * torch.tanh(observations[:, :3])
     model = Aquadem(5, 3, codebook_size=4, hidden_dim=64)
-    train_aquadem(model, observations, actions, 500, restart_every=100)
+    train_vqvae(model, observations, actions, 500, dead_code_reset_every=0)
     quality = model.evaluate(observations, actions)
     assert quality["reconstruction_error"] < 0.05 * quality["action_variance"]
-
-
-def test_action_only_does_not_see_observations():
-    observations, actions = batch()
-    model = ActionOnly.for_data(observations, actions, **SMALL)
-    train_vqvae(model, observations, actions, 100, restart_every=50)
-    codes, other = model.encode(observations, actions), 100.0 * torch.randn_like(observations)
-    assert len(codes.unique()) > 6
-    assert torch.equal(codes, model.encode(other, actions))
-    assert torch.equal(model.decode(observations, codes), model.decode(other, codes))
-    assert model.loss(observations, actions)["loss"] == model.loss(other, actions)["loss"]
-    assert torch.equal(model.standardize.mean, observations.mean(0))  # the policies' own
 
 
 def test_uniform_in_one_dimension_is_equal_bins():
@@ -142,7 +131,7 @@ def test_uniform_is_the_nearest_centre_of_at_most_k_cells(action_dim, codebook_s
     model = Uniform(5, action_dim, codebook_size=codebook_size, hidden_dim=16)
     observations, actions = batch(500, 5, action_dim)
     actions *= torch.rand(action_dim)
-    fit_uniform(model, observations, actions, iter([1, 2]), restart_every=500)
+    fit_uniform(model, observations, actions, iter([1, 2]), dead_code_reset_every=500)
     cells = model.bins.prod().item()
     assert max(1, codebook_size // 2) <= cells <= codebook_size  # one more bin somewhere would be too many
     assert ((model.bins + 1) * cells // model.bins > codebook_size).all()
@@ -155,100 +144,76 @@ def test_uniform_is_the_nearest_centre_of_at_most_k_cells(action_dim, codebook_s
     torch.testing.assert_close(model.codebook[cells:], middle.expand(codebook_size - cells, -1))
 
 
-KINDS = {"vqvae": VQVAE, "aquadem": Aquadem, "action-only": ActionOnly, "uniform": Uniform}
+KINDS = {"vqvae": VQVAE, "aquadem": Aquadem, "uniform": Uniform}
+
+
+def train(kind, model, observations, actions):
+    if kind == "uniform":
+        fit_uniform(model, observations, actions)
+    else:
+        train_vqvae(model, observations, actions, 20, dead_code_reset_every=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_save_and_load_and_no_other_kind_loads_it(tmp_path, kind):
     observations, actions = batch()
     model = KINDS[kind].for_data(observations, actions, **SMALL)
-    {Uniform: fit_uniform, Aquadem: train_aquadem}.get(KINDS[kind], train_vqvae)(model, observations, actions, 20)
+    train(kind, model, observations, actions)
     model.save(tmp_path / "vqvae.pt")
     for name, other in KINDS.items():
         if name != kind:
-            with pytest.raises(OSError, match="not a VQ-VAE"):
+            with pytest.raises(OSError, match="not a readable"):
                 other.load(tmp_path / "vqvae.pt")
-    loaded = KINDS[kind].load(tmp_path / "vqvae.pt")
-    assert loaded.config == model.config
-    assert torch.equal(loaded.standardize.std, model.standardize.std)
-    again = KINDS[kind].for_data(observations, actions, **SMALL)
-    again.load_weights(tmp_path / "vqvae.pt")
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    loaded = KINDS[kind].for_data(observations, actions, **SMALL)
+    loaded.load_weights(tmp_path / "vqvae.pt")
     codes = loaded.encode(observations, actions)
     assert torch.equal(codes, model.encode(observations, actions))
     assert torch.equal(loaded.decode(observations, codes), model.decode(observations, codes))
+    probabilities = model.soft_codes(observations, actions)
+    assert torch.equal(probabilities.argmax(1), codes)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(codes)))
+    torch.testing.assert_close(probabilities[:5], loaded.soft_codes(observations[:5], actions[:5]))
 
 
-STEPS = ["--vqvae-steps=20", "--total-steps=20", "--hidden-dim=16", "--final-eval-episodes=1", "--checkpoint-every=10"]
-LAUNCHERS = {
-    "aquadem": ["baselines/aquadem.py"],
-    "quantizers_action-only": ["quantizers.py", "action-only"],
-    "quantizers_uniform": ["quantizers.py", "uniform"],
-}
+STEPS = ["--vqvae-steps=20", "--hidden-dim=16", "--final-eval-episodes=1", "--device=cpu"]
 
 
-def run(*words, folder, code=0):
-    command = [sys.executable, str(ROOT / "benchmark" / words[0]), *map(str, words[1:])]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+@pytest.mark.parametrize("name", ["aquadem", "uniform"])
+def test_a_launcher_runs_continues_and_shares_its_quantizer(tmp_path, monkeypatch, name):
+    for module in (saq_bc, saq_iql):  # `quantizers.main` replaces these for good
+        for attribute in ("VQVAE", "train_vqvae", "Run"):
+            monkeypatch.setattr(module, attribute, getattr(module, attribute))
+
+    def run(*words, folder):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, *STEPS, f"--run-dir={tmp_path / folder}"])
+        if name == "aquadem":
+            quantizers.main("aquadem", Aquadem, train_vqvae, dead_code_reset_every=0)
+        else:
+            quantizers.main("uniform", Uniform, fit_uniform)
+        return json.loads((tmp_path / folder / "result.json").read_text())
+
+    first = run("bc", "--bc-steps=10", folder="bc")
+    weights = torch.load(tmp_path / "bc" / "vqvae.pt", weights_only=True)["weights"]
+    continued = run("bc", "--bc-steps=20", folder="bc")
+    assert (continued["algorithm"], continued["total_steps"]) == (f"{name}_bc", 20)
+    assert continued["vqvae"] == first["vqvae"]
+    assert 0 < first["vqvae"]["reconstruction_error"] < 4 and 1 <= first["vqvae"]["codes_used"] <= 64
+    again = torch.load(tmp_path / "bc" / "vqvae.pt", weights_only=True)["weights"]
+    assert all(torch.equal(again[key], value) for key, value in weights.items())
+
+    path = f"--vqvae-path={tmp_path / 'bc' / 'vqvae.pt'}"
+    shared = run("iql", path, "--bc-steps=10", "--rl-steps=10", folder="iql")
+    assert shared["algorithm"] == f"{name}_iql" and shared["vqvae"] == first["vqvae"]
+
+    VQVAE(28, 4, hidden_dim=16).save(tmp_path / "plain.pt")
+    with pytest.raises(SystemExit):
+        run("iql", f"--vqvae-path={tmp_path / 'plain.pt'}", "--bc-steps=10", folder="other")
 
 
-def only(folder: Path) -> Path:
-    (path,) = folder.iterdir()
-    return path
-
-
-@pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_launcher_runs_continues_and_shares_its_quantizer(tmp_path, name):
-    words = LAUNCHERS[name]
-    run(*words, "bc", *STEPS, "--device=cpu", "--total-steps=10", folder=tmp_path)
-    folder = only(tmp_path / "runs")
-    assert folder.name.startswith(f"fetch-pick-and-place-demo-v0__{name}_bc__1__")
-    before = (folder / "result.json").read_text()
-    quantizer = torch.load(folder / "vqvae.pt", weights_only=True)["weights"]
-
-    run(*words, "bc", "--resume", folder, "--total-steps=20", folder=tmp_path)
-    result = json.loads((folder / "result.json").read_text())
-    assert (result["algorithm"], result["total_steps"]) == (f"{name}_bc", 20)
-    assert result["vqvae"] == json.loads(before)["vqvae"]
-    assert 0 < result["vqvae"]["reconstruction_error"] < 4 and 1 <= result["vqvae"]["codes_used"] <= 64
-    again = torch.load(folder / "vqvae.pt", weights_only=True)["weights"]
-    assert all(torch.equal(again[key], value) for key, value in quantizer.items())
-
-    shared = [f"--vqvae-path={folder / 'vqvae.pt'}", *STEPS, "--device=cpu", "--runs-dir=other", "--bc-steps=10"]
-    run(*words, "iql", *shared, folder=tmp_path)
-    other = json.loads((only(tmp_path / "other") / "result.json").read_text())
-    assert other["algorithm"] == f"{name}_iql" and other["vqvae"] == result["vqvae"]
-
-
-def test_a_plain_vqvae_is_refused_in_one_line(tmp_path):
-    VQVAE(28, 4, hidden_dim=16).save(tmp_path / "vqvae.pt")
-    done = run("baselines/aquadem.py", "cql", *STEPS, "--vqvae-path=vqvae.pt", folder=tmp_path, code=2)
-    assert done.stderr.startswith("error: vqvae.pt is") and done.stderr.count("\n") == 1
-
-
-def test_a_wrong_word_is_one_line(tmp_path):
-    done = run("baselines/aquadem.py", "sac", folder=tmp_path, code=2)
-    assert done.stdout == "" and done.stderr.endswith("one of bc, iql, cql, brac as its next word, it is 'sac'\n")
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("rest", [[], ["sac"], ["--seed=1", "bc"]])
-def test_a_missing_word_is_an_error_too(monkeypatch, capsys, rest):
-    monkeypatch.setattr(sys, "argv", ["quantizers.py", *rest])
-    with pytest.raises(SystemExit) as ended:
-        take_word(["bc", "iql"])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: quantizers.py needs one of bc, iql")
-
-
-def test_the_name_keeps_the_words(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["quantizers.py", "uniform", "bc", "--seed=1"])
-    assert (take_word(["uniform"]), take_word(["bc"])) == ("uniform", "bc")
-    assert sys.argv == ["quantizers.py uniform bc", "--seed=1"]
-
-
-def test_help(tmp_path):
-    shown = run("baselines/aquadem.py", "brac", "--help", folder=tmp_path).stdout
-    assert "aquadem.py brac" in shown and "--tau" in shown and "gradient steps of the VQ-VAE" in shown
+@pytest.mark.parametrize("words", [[], ["sac"], ["--seed=1", "bc"]])
+def test_a_wrong_or_missing_algorithm_is_one_line(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["quantizers.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        quantizers.main("uniform", Uniform, fit_uniform)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: the first word must be one of bc, iql, cql, brac; flags follow\n"

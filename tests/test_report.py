@@ -12,6 +12,7 @@ from conftest import ROOT
 
 pytest.importorskip("rliable", reason="needs requirements-benchmark.txt")
 sys.path.insert(0, str(ROOT / "benchmark"))
+import ablation
 import report
 import study
 
@@ -19,26 +20,24 @@ TEXT_FILES = ("tables.md", "tables.csv", "statistics.csv", "runs.csv", "episodes
 _times = itertools.count(10)
 
 
-def make_run(folder, algorithm, seed, scores, env_id="hopper-medium-v2", other=(0.0,), way=None, curve=(), **args):
-    """A run's folder with the three files that the report reads; `other` are the scores of another `way` of acting."""
-    args = {"env_id": env_id, "dataset_path": None, "dataset_filter": None, "seed": seed, "acting": "mean", **args}
-    args |= {"action_low": [-1.0] * len(env_id), "action_high": [1.0], "dataset": {"rewards": len(env_id)}}  # its own
+def make_run(folder, algorithm, seed, scores, env_id="hopper-medium-v2", curve=(), others=None, command=(), **args):
+    """A run's folder with the files that the report reads. `others` are scores in other action modes."""
+    args = {"env_id": env_id, "dataset_path": None, "dataset_filter": None, "seed": seed, "action_mode": "mean", **args}
     folder = folder / f"{env_id.replace('/', '_')}__{algorithm}__{seed}__{next(_times)}"
     folder.mkdir(parents=True)
-    description = {"args": args, "versions": {"torch": "2"}, "git_commit": "abc"}
+    description = {"args": args, "versions": {"torch": "2"}, "git_commit": "abc", "command": list(command)}
     (folder / "args.json").write_text(json.dumps(description))
-    ways = [args["acting"], way or ("sampled" if args["acting"] == "mean" else "mean")]
     result = {
         "env_id": env_id,
         "algorithm": algorithm,
         "seed": seed,
+        "action_mode": args["action_mode"],
         "normalized_score": float(np.mean(scores)),
         "normalized_scores": list(scores),
         "dataset_normalized_return": 44.44,
         "total_steps": 20,
         "wall_clock_seconds": 30.0,
         "training_seconds": 20.0 + seed,
-        "scores": dict(zip(ways, (list(scores), list(other)), strict=True)),
     }
     if algorithm.startswith("saq"):
         keys = ("reconstruction_error", "action_variance", "codes_used", "perplexity")
@@ -46,7 +45,9 @@ def make_run(folder, algorithm, seed, scores, env_id="hopper-medium-v2", other=(
     (folder / "result.json").write_text(json.dumps(result))
     points = [(10, value) for value in curve] + [(20, value) for value in scores]
     step, score = map(np.array, zip(*points, strict=True))
-    np.savez(folder / "eval.npz", step=step, scores=score, seeds=step, returns=score, lengths=step)
+    np.savez(folder / "eval.npz", step=step, scores=score)
+    for mode, values in (others or {}).items():
+        np.savez(folder / f"eval_{mode}.npz", scores=np.array(values))
     return folder
 
 
@@ -78,7 +79,8 @@ def many(tmp_path_factory):
         ("saq_bc", "bc", "saq_iql", "aquadem_iql"), ("hopper-medium-v2", "hopper-expert-v2"), (1, 2, 3)
     ):
         episodes = np.round(rng.normal(50, 20, 5) + 10 * algorithm.startswith("saq"), 3)
-        make_run(folder / "x" / "y", algorithm, seed, episodes, dataset, curve=episodes[:2] / 2, other=episodes + 1)
+        others = {"sampled": episodes + 1}
+        make_run(folder / "x" / "y", algorithm, seed, episodes, dataset, curve=episodes[:2] / 2, others=others)
         scores[algorithm, dataset, seed] = episodes.mean()
     return folder, scores
 
@@ -114,42 +116,27 @@ def test_statistics(many, tmp_path, capsys):
     assert float(row["value"]) == pytest.approx(wins, abs=1e-3)
     assert 0 <= float(row["low"]) <= wins <= float(row["high"]) <= 1 and row["datasets"] == "2"
 
-    _, _, other = make_report(tmp_path / "b", folder, acting="sampled")
-    assert line(other, "hopper-medium-v2")[-1].startswith(f"{mean + 1:.1f} ±")
 
-
-def test_each_algorithms_better_way_of_acting_is_that_of_the_higher_average(tmp_path):
-    for env_id, mean, sampled in (("hopper-medium-v2", 10.0, 50.0), ("hopper-expert-v2", 40.0, 20.0)):
-        make_run(tmp_path / "a", "saq_bc", 1, [mean], env_id, other=[sampled])
-        make_run(tmp_path / "a", "saq_cql", 1, [sampled - 40.0], env_id, other=[mean], acting="sampled")
-    _, _, tables = make_report(tmp_path / "b", tmp_path / "a", acting="best")
-    assert "mean: SAQ-CQL; sampled: SAQ-BC; each algorithm's best on average" in tables
-    cql, bc = (cell.split()[0] for cell in line(tables, "hopper-medium-v2")[-2:])
-    assert (cql, bc) == ("10.0", "50.0")
-
-
-@pytest.mark.parametrize("whole", [1, 2])  # the seed whose evaluation was not cut off after the first way
-def test_the_better_way_of_acting_is_found_whichever_run_has_it(whole, tmp_path):
-    for seed in (1, 2):
-        path = make_run(tmp_path / "a", "saq_bc", seed, [10.0], other=[90.0]) / "result.json"
-        if seed != whole:
-            path.write_text(path.read_text().replace(', "sampled": [90.0]', ""))
-    _, _, tables = make_report(tmp_path / "b", tmp_path / "a", acting="best")
-    assert line(tables, "hopper-medium-v2")[2].startswith("50.0")
-
-
-def test_a_way_of_acting_that_one_run_lacks_has_no_average(tmp_path):
-    for seed in (1, 2):
-        folder = make_run(tmp_path / "a", "cql", seed, [10.0], other=[5.0])
-    result = json.loads((folder / "result.json").read_text())
-    result["scores"]["softmax"] = [30.0]
-    (folder / "result.json").write_text(json.dumps(result))
-    cells, _, _ = make_report(tmp_path / "b", tmp_path / "a")
+def test_an_action_mode_that_one_run_lacks_has_no_average(tmp_path):
+    make_run(tmp_path / "a", "cql", 1, [10.0], others={"sampled": [5.0]})
+    make_run(tmp_path / "a", "cql", 2, [10.0], others={"sampled": [5.0], "softmax": [30.0]})
+    cells, _, text = make_report(tmp_path / "b", tmp_path / "a")
     row = cells["hopper-medium-v2", "CQL"]
     assert (row["mean"], row["sampled"], row["softmax"]) == ("10.0", "5.0", "")
+    assert "| hopper-medium-v2 | mean 10.0, sampled 5.0 |" in text
 
 
-def test_improvement_is_that_of_rliable():
+def test_gamma_and_n_step_by_the_data_are_no_settings(tmp_path):
+    """A run stores the values that it used; the setting has them if the command gave them."""
+    for seed, gamma in ((1, 0.9), (2, 0.95)):
+        make_run(tmp_path / "a", "saq_iql", seed, [1.0], gamma=gamma, n_step=seed)
+    make_run(tmp_path / "a", "saq_iql", 1, [5.0], gamma=0.99, n_step=1, command=["saq_iql.py", "--gamma", "0.99"])
+    cells, _, text = make_report(tmp_path / "b", tmp_path / "a")
+    assert cells["hopper-medium-v2", "SAQ-IQL"]["setting"] == "gamma=0.99"
+    assert "`gamma=null` | 1 | 2 |" in text
+
+
+def test_improvement_equals_rliables():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 5, (4, 3)), rng.integers(0, 5, (6, 3))  # with ties
     by_dataset = [scores for pair in zip(x.T, y.T) for scores in pair]
@@ -168,7 +155,7 @@ def test_improvement_and_its_interval_count_every_run():
     assert (row["low"], row["high"]) == pytest.approx(expected, abs=0.06)  # 0.025 is a step
 
 
-def test_bootstrap_interval_is_that_of_plain_resampling():
+def test_bootstrap_interval_equals_plain_resampling():
     rng = np.random.default_rng(0)
     scores = rng.normal(50, 20, (5, 3))
     runs = {(f"d{j}", "BC"): [type("R", (), {"score": scores[i, j]}) for i in range(5)] for j in range(3)}
@@ -209,9 +196,9 @@ def test_one_setting_for_a_block(tmp_path):
     ):
         for alpha, score in ((1.0, low), (5.0, high)):
             steps = 7 if dataset == "door-human-v0" else 9
-            make_run(tmp_path, "saq_cql", seed, [score], dataset, alpha=alpha, total_steps=steps, device=f"c{seed}")
-    make_run(tmp_path, "saq_cql", 3, [0.0], "hopper-expert-v2", alpha=5.0, total_steps=9)  # not a seed of alpha 1
-    make_run(tmp_path, "saq_cql", 1, [99.0], "hopper-expert-v2", alpha=7.0, total_steps=9)  # not on all datasets
+            make_run(tmp_path, "saq_cql", seed, [score], dataset, alpha=alpha, rl_steps=steps, device=f"c{seed}")
+    make_run(tmp_path, "saq_cql", 3, [0.0], "hopper-expert-v2", alpha=5.0, rl_steps=9)  # not a seed of alpha 1
+    make_run(tmp_path, "saq_cql", 1, [99.0], "hopper-expert-v2", alpha=7.0, rl_steps=9)  # not on all datasets
     cells, _, text = make_report(tmp_path / "a", tmp_path)
     assert {cell: row["setting"] for cell, row in cells.items()} == {
         ("hopper-expert-v2", "SAQ-CQL"): "alpha=5.0",
@@ -231,7 +218,7 @@ def test_one_setting_for_a_block(tmp_path):
 
 def test_arguments_that_make_no_setting(tmp_path):
     for seed, path in ((1, "/a/vqvae.pt"), (2, "/b/vqvae.pt")):
-        make_run(tmp_path, "saq_bc", seed, [1.0], vqvae_path=path, vqvae_steps=seed, eval_every=seed, runs_dir=path)
+        make_run(tmp_path, "saq_bc", seed, [1.0], vqvae_path=path, vqvae_steps=seed, eval_every=seed, run_dir=path)
     cells, _, _ = make_report(tmp_path / "a", tmp_path)
     assert (cells["hopper-medium-v2", "SAQ-BC"]["seeds"], cells["hopper-medium-v2", "SAQ-BC"]["setting"]) == ("2", "")
 
@@ -241,7 +228,7 @@ def test_empty_cells_and_averages(tmp_path):
         for seed in (1, 2):
             make_run(tmp_path, "saq_bc", seed, [10.0 * seed], f"{task}-human-v0")
         if task != "pen":
-            make_run(tmp_path, "bc", 1, [3.0], f"{task}-human-v0", other=[4.0], acting="sampled")
+            make_run(tmp_path, "bc", 1, [3.0], f"{task}-human-v0", action_mode="sampled")
     _, statistics, text = make_report(tmp_path / "out", tmp_path)
     assert line(text, "door-human-v0")[2:] == ["3.0 [3.3]", "15.0 ± 63.5 [9.3]"]
     assert line(text, "pen-human-v0") == ["pen-human-v0", "44.4", "", "15.0 ± 63.5 [73.3]"]
@@ -299,7 +286,7 @@ def test_only_the_papers_datasets_have_its_numbers(tmp_path):
 
 
 def test_columns_are_in_the_papers_order():
-    stems = ["saq_bc", "aquadem_bc", "bc", "quantizers_action-only_bc", "mine", "saq_cql", "iql", "saq_brac", "brac"]
+    stems = ["saq_bc", "aquadem_bc", "bc", "action-only_bc", "mine", "saq_cql", "iql", "saq_brac", "brac"]
     names = sorted(map(report.algorithm_name, stems), key=report.order)
     expected = ["BRAC", "SAQ-BRAC", "IQL", "SAQ-CQL", "BC", "Aquadem-BC", "Action-only-BC", "SAQ-BC", "mine"]
     assert names == expected
@@ -323,72 +310,73 @@ def test_unequal_seeds_repeated_and_unfinished_runs(tmp_path, capsys):
 
 
 def test_study_sets_each_change_beside_the_defaults(tmp_path):
-    base = {"learning_rate": 3e-3, "layer_norm": True, "bc_steps": 7, "restart_every": 500, "vqvae_path": "one.pt"}
-    older, base = base, base | {"soft_codes": True}
+    runs, base = tmp_path / "runs", {"bc_steps": 7, "dead_code_reset_every": 500, "vqvae_path": "one.pt"}
+    rate, recipe = {"learning_rate": 3e-4}, {"learning_rate": 3e-4, "standardize": False, "ema_decay": 0.0}
     for seed, score in enumerate((10.0, 20.0, 60.0, 30.0)):
-        make_run(tmp_path, "saq_iql", seed, [score], other=[score / 2], **base)
-        make_run(tmp_path, "saq_iql", seed, [score + 1], **base | {"learning_rate": 3e-4})
-        make_run(tmp_path, "saq_iql", seed, [score + 2], **base | {"restart_every": 0, "vqvae_path": "other.pt"})
-        make_run(tmp_path, "iql", seed, [99.0], **base)
-    make_run(tmp_path, "saq_iql", 3, [99.0], **older | {"n_step": 1})  # of before soft codes: left out
-    make_run(tmp_path / "alone", "saq_bc", 9, [5.0], **base | {"layer_norm": False})  # no run at the defaults
-    with pytest.raises(SystemExit) as stop:
-        study.main(study.Args((str(tmp_path / "alone"),), str(tmp_path / "a"), resamples=50))
-    assert stop.value.code == 2 and not (tmp_path / "a").exists()
-    recipe = {"learning_rate": 3e-4, "standardize": False, "ema_decay": 0.0, "acting": "sampled"}
-    make_run(tmp_path, "saq_iql", 0, [3.0], **base | recipe)
-    make_run(tmp_path, "saq_bc", 0, [5.0], other=[6.0], way="greedy", **base)
-    make_run(tmp_path, "saq_bc", 0, [7.0], other=[9.0], **base | {"layer_norm": False, "acting": "greedy"})
-    make_run(tmp_path, "saq_bc", 0, [9.0], other=[7.0], way="greedy", **base | {"layer_norm": False})  # the same again
-    for source, out in ((tmp_path, tmp_path / "a"), (tmp_path / "a", tmp_path / "b")):
+        make_run(runs, "saq_iql", seed, [score], others={"sampled": [score / 2]}, gamma=0.97, **base)
+        make_run(runs, "saq_iql", seed, [score + 1], **base | rate)
+        make_run(runs, "saq_iql", seed, [score + 2], **base | {"dead_code_reset_every": 0, "vqvae_path": "other.pt"})
+        make_run(runs, "iql", seed, [99.0], **base)
+    make_run(runs, "saq_iql", 0, [3.0], **base | recipe | {"action_mode": "sampled"})
+    make_run(runs, "saq_bc", 0, [6.0], action_mode="greedy", others={"mean": [5.0]}, **base)
+    make_run(runs, "saq_bc", 0, [7.0], action_mode="greedy", **base | {"layer_norm": False})
+    for source, out in ((runs, tmp_path / "a"), (tmp_path / "a", tmp_path / "b")):
         study.main(study.Args((str(source),), str(out), resamples=50))
     assert (tmp_path / "b" / "study.png").stat().st_size > 10_000
     text = (tmp_path / "b" / "study.md").read_text()
     assert text == (tmp_path / "a" / "study.md").read_text()
     tables = {part.partition("\n")[0]: part.rstrip().splitlines()[-1] for part in text.split("## ")[1:]}
-    rate, paper = "`learning_rate=0.0003`", "the paper's recipe"
-    restarts = "`restart_every=0`"  # of the VQ-VAE that was given
-    norm, ways = "`layer_norm=false`", ("`acting=sampled`", "`acting=mean`")
-    assert set(tables) == {rate, paper, restarts, norm, *ways}
     cells = {title: [cell.partition(" ")[0] for cell in tables[title].split(" | ")[1:-1]] for title in tables}
-    assert cells[restarts] == ["25.0", "27.0"]
-    assert cells[rate] == ["25.0", "26.0"] and cells["`acting=sampled`"] == ["25.0", "12.5"]
-    assert cells[paper] == ["10.0", "3.0"]  # over the one seed that has it
-    assert cells[norm] == ["6.0", "7.0"]  # SAQ-BC's most probable code, its default, whichever way a run was asked for
-    assert cells["`acting=mean`"] == ["6.0", "5.0"]
+    assert cells == {
+        "`learning_rate=0.0003`": ["25.0", "26.0"],
+        "`dead_code_reset_every=0`": ["25.0", "27.0"],
+        "`layer_norm=false`": ["6.0", "7.0"],
+        "the paper's recipe": ["10.0", "3.0"],  # over the one seed that has it
+        "`action_mode=sampled`": ["25.0", "12.5"],
+        "`action_mode=mean`": ["6.0", "5.0"],
+    }
 
 
-def test_ablation_averages_over_seeds(tmp_path):
+def test_study_needs_runs_at_the_defaults(tmp_path):
+    make_run(tmp_path / "runs", "saq_bc", 9, [5.0], layer_norm=False)
+    with pytest.raises(SystemExit) as stopped:
+        study.main(study.Args((str(tmp_path / "runs"),), str(tmp_path / "out"), resamples=50))
+    assert stopped.value.code == 2 and not (tmp_path / "out").exists()
+
+
+def test_ablation_averages_over_seeds(tmp_path, capsys):
     def draw(source, out):
-        script = [sys.executable, ROOT / "benchmark" / "ablation.py", source, "--out", out]
-        return subprocess.run(script, capture_output=True, text=True, check=False)
+        ablation.main(ablation.Args(source, tmp_path / out))
 
-    def make(name, seed, score, error):
-        folder = make_run(tmp_path / "runs", name, seed, [score - 1, score + 1], other=[7.0], codebook_size=8)
+    def make(name, seed, score, error, state_conditioned=True):
+        own, greedy = [score - 1, score + 1], {"greedy": [0.0, 50.0]}
+        sizes = {"codebook_size": 8, "state_conditioned": state_conditioned}
+        folder = make_run(tmp_path / "runs", name, seed, own, others=greedy, **sizes)
         result = json.loads((folder / "result.json").read_text())
-        result["scores"]["greedy"] = [0.0, 50.0]
         result["vqvae"] = {"reconstruction_error": error, "action_variance": 2.0, "codes_used": 8, "perplexity": 6.5}
         (folder / "result.json").write_text(json.dumps(result))
 
     for seed, score in ((1, 40.0), (2, 50.0)):
         make("saq_bc", seed, score, 0.1 * seed)
-    make("quantizers_uniform_bc", 1, 30.0, 1.0)
-    assert draw(tmp_path / "runs", tmp_path / "a").returncode == 0
-    assert draw(tmp_path / "a", tmp_path / "b").returncode == 0
+    make("saq_bc", 1, 35.0, 0.5, state_conditioned=False)
+    make("uniform_bc", 1, 30.0, 1.0)
+    draw(tmp_path / "runs", "a")
+    draw(tmp_path / "a", "b")
     text = (tmp_path / "a" / "ablation.md").read_text()
     assert text == (tmp_path / "b" / "ablation.md").read_text()
-    saq, uniform = (row[2:-2].split(" | ")[1:] for row in text.splitlines()[2:])
-    scores = ["45.0 (7.1)", "25.0 (0.0)", "7.0 (0.0)"]
+    saq, action_only, uniform = (row[2:-2].split(" | ")[1:] for row in text.splitlines()[2:])
+    scores = ["45.0 (7.1)", "25.0 (0.0)", ""]  # no run has sampled codes
     assert saq == ["SAQ-BC", "state-conditioned", "8", "2", *scores, "0.0750 (0.0354)", "8 (0)", "6.5 (0.0)"]
-    assert uniform == ["SAQ-BC", "uniform grid", "8", "1", "30.0", "25.0", "7.0", "0.5000", "8", "6.5"]
+    assert action_only == ["SAQ-BC", "action only", "8", "1", "35.0", "25.0", "", "0.2500", "8", "6.5"]
+    assert uniform == ["SAQ-BC", "uniform grid", "8", "1", "30.0", "25.0", "", "0.5000", "8", "6.5"]
     assert (tmp_path / "a" / "ablation.png").stat().st_size > 10_000
 
     (tmp_path / "b" / "ablation.csv").write_text("dataset,score\nx,1\n")
     make("saq_bc", 1, 0.0, 1.0)
     for folder, message in ((tmp_path / "b", "another version"), (tmp_path / "runs", "two runs")):
-        done = draw(folder, tmp_path / "c")
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
-        assert not (tmp_path / "c").exists()
+        with pytest.raises(SystemExit):
+            draw(folder, "c")
+        assert message in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
 def test_errors_are_one_line(tmp_path, capsys):
@@ -402,7 +390,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert "no finished run" in error(tmp_path / "nowhere")
     run = make_run(tmp_path / "runs", "bc", 1, [1.0])
     whole = (run / "result.json").read_text()
-    for broken in (whole[:50], "[]", whole.replace('"scores"', '"points"'), whole.replace("[1.0]", "[]")):
+    for broken in (whole[:50], "[]", whole.replace('"action_mode"', '"mode"'), whole.replace("[1.0]", "[]")):
         (run / "result.json").write_text(broken)
         assert str(run / "result.json") in error(tmp_path / "runs")
     (run / "result.json").write_text(whole)

@@ -1,124 +1,98 @@
-"""SAQ-IQL's losses and policy against brute force, its limits, and the method on a known MDP."""
+"""SAQ-IQL's losses and policy against brute force, its limits, and training on a known MDP."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from known import batch, check_probabilities
+import torch.nn.functional as F
+from known import GAMMA, check_mean_over_codes
 from scipy.optimize import brentq
 
-from saq_iql import follow, iql_loss, mlp, policy_logits
-from vqvae import VQVAE
+import saq_iql
+from saq_iql import iql_loss, policy_logits
 
 
-def networks(*outputs):
-    return [mlp(VQVAE(4, 2, hidden_dim=8).standardize, n, 16, False) for n in outputs]
+def test_iql_loss_is_the_equations():
+    q, q_target, v, td_target = torch.randn(32, 6), torch.randn(32, 6), torch.randn(32), torch.randn(32)
+    codes = torch.randint(6, (32,))
+    v_loss, q_loss = iql_loss(q, v, q_target, td_target, F.one_hot(codes, 6).float(), 0.7)
+    v_losses, q_losses = [], []
+    for i, code in enumerate(codes.tolist()):
+        advantage = q_target[i, code].item() - v[i].item()
+        v_losses.append(abs(0.7 - (advantage < 0)) * advantage**2)
+        q_losses.append((q[i, code].item() - td_target[i].item()) ** 2)
+    assert v_loss.item() == pytest.approx(np.mean(v_losses), rel=1e-4)
+    assert q_loss.item() == pytest.approx(np.mean(q_losses), rel=1e-4)
 
 
-def v_loss(x: torch.Tensor, m: torch.Tensor | float, expectile: float) -> torch.Tensor:
-    """V's loss where Q_target of the codes taken is x (N,) and V is m everywhere."""
-    data = batch(1, len(x)) | {"codes": torch.zeros(len(x), dtype=torch.int64)}
-    m = torch.as_tensor(m, dtype=x.dtype)
-    table = x[:, None].detach()
-    return iql_loss(lambda _: table, lambda _: table, lambda _: m.expand(len(x), 1), data, expectile)
+def test_losses_on_probabilities_are_means_over_codes():
+    q, q_target, v, td_target = torch.randn(16, 6), torch.randn(16, 6), torch.randn(16), torch.randn(16)
+
+    def loss(rows, p):
+        return torch.stack(iql_loss(q[rows], v[rows], q_target[rows], td_target[rows], p, 0.7))
+
+    check_mean_over_codes(loss, 16, 6)
 
 
 @pytest.mark.parametrize("expectile", [0.1, 0.5, 0.7, 0.9])
-def test_the_loss_of_v_is_least_at_the_expectile(expectile):
-    """The minimizer m solves expectile E[(x - m)+] = (1 - expectile) E[(m - x)+], which SciPy finds directly."""
+def test_v_loss_is_minimal_at_the_expectile(expectile):
+    """The minimizer m solves expectile E[(x - m)+] = (1 - expectile) E[(m - x)+], which SciPy solves."""
     x = torch.randn(1000, dtype=torch.float64) ** 3
 
     def gap(m: float) -> float:
         return (expectile * (x - m).clamp(min=0) - (1 - expectile) * (m - x).clamp(min=0)).mean().item()
 
-    direct = brentq(gap, x.min().item(), x.max().item(), xtol=1e-12)
-    losses = [v_loss(x, direct + offset, expectile)["v_loss"].item() for offset in (-0.1, -1e-3, 0.0, 1e-3, 0.1)]
-    assert min(losses) == losses[2]
+    def v_loss(m: float) -> float:
+        q_target = x[:, None]
+        return iql_loss(q_target, torch.full_like(x, m), q_target, x, torch.ones_like(q_target), expectile)[0].item()
+
+    m = brentq(gap, x.min().item(), x.max().item(), xtol=1e-12)
+    assert all(v_loss(m) < v_loss(m + offset) for offset in (-0.1, -1e-3, 1e-3, 0.1))
     if expectile == 0.5:
-        assert direct == pytest.approx(x.mean().item())
+        assert m == pytest.approx(x.mean().item())
 
 
-def test_the_loss_of_v_weighs_the_two_sides():
-    assert v_loss(torch.tensor([2.0, -3.0]), 0.0, 0.8)["v_loss"].item() == pytest.approx((0.8 * 4 + 0.2 * 9) / 2)
+def test_gradients_of_the_losses():
+    """V's loss moves V alone, Q's loss moves Q alone, in proportion to p."""
+    q, v, p = torch.randn(8, 6, requires_grad=True), torch.randn(8, requires_grad=True), torch.rand(8, 6).softmax(1)
+    q_target, td_target = torch.randn(8, 6), torch.randn(8)
+    v_loss, q_loss = iql_loss(q, v, q_target, td_target, p, 0.7)
+    (v_loss + q_loss).backward()
+    torch.testing.assert_close(q.grad, 2 * p * (q - td_target[:, None]).detach() / 8)
+    advantage = q_target - v[:, None].detach()
+    weight = torch.where(advantage < 0, 0.3, 0.7)
+    torch.testing.assert_close(v.grad, (-2 * p * weight * advantage).sum(1) / 8)
 
 
-def test_a_loss_on_probabilities_is_its_mean_over_the_codes_drawn_from_them():
-    (q, q_target, v), data = networks(6, 6, 1), batch()
-    check_probabilities(lambda data: iql_loss(q, q_target, v, data, 0.7), data)
-
-
-def test_iql_loss_is_the_equations():
-    q, q_target, v = networks(6, 6, 1)
-    data = batch()
-    metrics = iql_loss(q, q_target, v, data, 0.7)
-    v_loss, q_loss = [], []
-    for i, code in enumerate(data["codes"].tolist()):
-        here, there = data["observations"][i : i + 1], data["next_observations"][i : i + 1]
-        u = q_target(here)[0, code].item() - v(here).item()
-        v_loss.append(abs(0.7 - (u < 0)) * u**2)
-        y = data["returns"][i].item() + data["discounts"][i].item() * v(there).item()
-        q_loss.append((q(here)[0, code].item() - y) ** 2)
-    assert metrics["v_loss"].item() == pytest.approx(np.mean(v_loss), rel=1e-4)
-    assert metrics["q_loss"].item() == pytest.approx(np.mean(q_loss), rel=1e-4)
-    assert metrics["loss"].item() == pytest.approx(np.mean(v_loss) + np.mean(q_loss), rel=1e-4)
-
-
-def test_the_two_losses_reach_only_their_own_network():
-    q, q_target, v = networks(6, 6, 1)
-    data = batch() | {"returns": torch.zeros(32)}
-    iql_loss(q, q_target, v, data, 0.7)["loss"].backward()
-    assert all(p.grad is None for p in q_target.parameters())
-    together = [p.grad.clone() for p in v.parameters()]
-    v.zero_grad()
-    taken = q_target(data["observations"]).gather(1, data["codes"][:, None]).squeeze(1).detach()
-    u = taken - v(data["observations"]).squeeze(1)
-    ((0.7 - (u < 0).float()).abs() * u**2).mean().backward()
-    for ours, alone in zip(together, v.parameters(), strict=True):
-        torch.testing.assert_close(ours, alone.grad)
-
-
-@pytest.mark.parametrize(("floor", "last"), [(-1e3, 1e-4), (-8.0, math.exp(-8))])
-def test_policy_is_computed_by_hand_with_and_without_a_floor(floor, last):
-    """pi_b = (0.9, 0.0999, 1e-4): with a floor of -8, log 1e-4 = -9.2 counts as -8."""
+@pytest.mark.parametrize(("min_log_pi_b", "last"), [(-1e3, 1e-4), (-8.0, math.exp(-8))])
+def test_policy_by_hand_with_and_without_a_lower_bound(min_log_pi_b, last):
+    """pi_b = (0.9, 0.0999, 1e-4): with a bound of -8, log 1e-4 = -9.2 counts as -8."""
     behavior_logits = torch.tensor([[0.9, 0.0999, 1e-4]]).log() + 5.0  # a constant does not matter
-    values = torch.tensor([[1.0, 2.0, 6.0]])
+    q = torch.tensor([[1.0, 2.0, 6.0]])
     weights = [0.9 * math.exp(1 / 2), 0.0999 * math.exp(2 / 2), last * math.exp(6 / 2)]
-    policy = torch.softmax(policy_logits(values, behavior_logits, 2.0, floor), 1)[0].tolist()
+    policy = policy_logits(q, behavior_logits, 2.0, min_log_pi_b).softmax(1)[0].tolist()
     assert policy == pytest.approx([w / sum(weights) for w in weights], rel=1e-4)
 
 
 def test_policy_limits():
-    values, behavior_logits = torch.randn(8, 6), torch.randn(8, 6)
-    high = torch.softmax(policy_logits(values, behavior_logits, 1e6, -1e3), 1)
-    torch.testing.assert_close(high, torch.softmax(behavior_logits, 1), atol=1e-4, rtol=0.0)
-    low = torch.softmax(policy_logits(values, behavior_logits, 1e-4, -1e3), 1)
-    torch.testing.assert_close(low, torch.nn.functional.one_hot(values.argmax(1), 6).float(), atol=1e-3, rtol=0.0)
+    q, behavior_logits = torch.randn(8, 6), torch.randn(8, 6)
+    high = policy_logits(q, behavior_logits, 1e6, -1e3).softmax(1)
+    torch.testing.assert_close(high, behavior_logits.softmax(1), atol=1e-4, rtol=0.0)
+    low = policy_logits(q, behavior_logits, 1e-4, -1e3).softmax(1)
+    torch.testing.assert_close(low, F.one_hot(q.argmax(1), 6).float(), atol=1e-3, rtol=0.0)
 
 
-def train(corridor, expectile: float, scale: float = 10.0, steps: int = 3000):
-    q, v = mlp(corridor.vqvae.standardize, 16, 64, False), mlp(corridor.vqvae.standardize, 1, 64, False)
-    q_target = mlp(corridor.vqvae.standardize, 16, 64, False)
-    q_target.load_state_dict(q.state_dict())
-    optimizer = torch.optim.AdamW([*q.parameters(), *v.parameters()], lr=1e-3, weight_decay=0.0)
-    for data in corridor.batches(steps, scale):
-        loss = iql_loss(q, q_target, v, data, expectile)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        follow(q_target, q, 0.02)
-    return q(torch.eye(4)).detach() / scale, v(torch.eye(4)).squeeze(1).detach() / scale
+FLAGS = {"gamma": GAMMA, "bc_steps": 500, "rl_steps": 2000}
 
 
-def test_saq_iql_finds_the_optimum_of_a_known_mdp(corridor):
-    q, v = train(corridor, expectile=0.95)
-    log_behavior = corridor.code_frequencies().clamp(min=1e-6).log()
-    codes = policy_logits(q, log_behavior, 0.02, -1e3).argmax(1)
-    assert corridor.moves_right(codes).all(), "at a low temperature the policy moves right in every state"
-    np.testing.assert_allclose(v, corridor.optimal_values, atol=0.15)
+def test_saq_iql_finds_the_optimum_of_a_known_mdp(corridor, learn_corridor):
+    learned = learn_corridor(saq_iql, expectile=0.95, temperature=2.0, action_mode="greedy", **FLAGS)
+    assert learned.moves_right.all()
+    np.testing.assert_allclose(learned.v.squeeze(1) / learned.scale, corridor.optimal_values, atol=0.15)
 
 
-def test_expectile_one_half_evaluates_the_data(corridor):
+def test_expectile_one_half_evaluates_the_data(corridor, learn_corridor):
     """SARSA: V is the value of the uniformly random policy that collected the corridor's data."""
-    _, v = train(corridor, expectile=0.5)
-    np.testing.assert_allclose(v, corridor.random_values, atol=0.05)
+    learned = learn_corridor(saq_iql, expectile=0.5, **FLAGS)
+    np.testing.assert_allclose(learned.v.squeeze(1) / learned.scale, corridor.random_values, atol=0.05)

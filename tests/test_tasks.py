@@ -1,6 +1,7 @@
-"""What every source shares: checks and scaling of data, evaluation, video, the demo, and `python -m tasks`."""
+"""What all sources share: checks and scaling of data, evaluation, video, the demo, and `python -m tasks`."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -11,12 +12,14 @@ from conftest import ROOT
 from test_tasks_d4rl import hopper_rows, write
 
 import tasks
+from tasks.transitions import Transitions, check_columns
 
 DEMO = "fetch-pick-and-place-demo-v0"
+DEMO_FILE = ROOT / "demo" / f"{DEMO}.hdf5"
 
 
 class Points(gym.Env):
-    """Observes (count,) zeros, and puts the last action in `info`."""
+    """Observes zeros, and puts the last action in `info`."""
 
     def __init__(self, action_space=None):
         self.observation_space = gym.spaces.Box(-1, 1, (3,))
@@ -33,9 +36,10 @@ class Points(gym.Env):
 class Made(tasks.Task):
     """A task of columns made here: six rows of play data, whose goal (row 2) does not end the trajectory."""
 
-    env_id, max_episode_steps, min_return, max_return = "made-v0", 6, 1.0, 3.0
+    max_episode_steps, min_return, max_return = 6, 1.0, 3.0
 
     def __init__(self, action_space=None, **columns):
+        super().__init__("made-v0")
         self.action_space = action_space
         rng = np.random.default_rng(0)
         self.columns = {
@@ -48,7 +52,7 @@ class Made(tasks.Task):
         } | columns
 
     def read(self):
-        return self.columns, np.array([6.0, 9.0])
+        return Transitions(check_columns(self.columns), np.array([6.0, 9.0]), ["made by hand"])
 
     def make_env(self, render_mode=None):
         return Points(self.action_space)
@@ -58,10 +62,7 @@ def test_terminals_and_ends_are_two_things():
     task = Made()
     data = task.dataset()
     assert np.flatnonzero(data["terminals"]).tolist() == [2]
-    assert np.flatnonzero(data["ends"]).tolist() == [3, 5]  # the last row always ends
-    assert task.dataset_scores.tolist() == [250.0, 400.0]
-    line = task.describe(data)
-    assert line == "made-v0: 6 transitions, 1 terminal, 2 trajectories, mean return 7.50 (score 325.0)"
+    assert np.flatnonzero(data["ends"]).tolist() == [3, 5]  # the last row always ends a trajectory
     assert {key: (values.shape, str(values.dtype)) for key, values in data.items()} == {
         "observations": ((6, 3), "float32"),
         "next_observations": ((6, 3), "float32"),
@@ -72,22 +73,31 @@ def test_terminals_and_ends_are_two_things():
     }
 
 
-def test_actions_are_scaled_by_the_environments_bounds_in_data_and_environment(capsys):
+def test_describe_has_a_line_of_statistics_and_the_notes():
+    task = Made(actions=np.float32([[0, 0.55]] * 5 + [[0, 0.61]]))
+    for _ in range(2):  # reading again does not repeat notes
+        data = task.dataset()
+        assert task.dataset_scores.tolist() == [250.0, 400.0]
+        assert task.describe(data).splitlines() == [
+            "made-v0: 6 transitions, 1 terminal, 2 trajectories, mean return 7.50 (score 325.0)",
+            "made by hand",
+            "1 of 6 actions lie outside the action space and are clipped",
+        ]
+
+
+def test_actions_are_scaled_by_the_environments_bounds_in_data_and_environment():
     task = Made()
     actions = task.dataset()["actions"]
     wanted = np.clip(np.linspace(-1, 1, 6), -0.999, 0.999)
     np.testing.assert_allclose(actions, np.stack([wanted, wanted], 1), atol=1e-5)
+    assert (task.action_low, task.action_high) == ([-4.0, 0.5], [2.0, float(np.float32(0.6))])
     env = task.env()
     assert env.action_space == gym.spaces.Box(-1, 1, (2,))
     env.reset()
     for action, own in ((actions[2], task.columns["actions"][2]), (np.ones(2), [2, 0.6]), (-np.ones(2), [-4, 0.5])):
         np.testing.assert_allclose(env.step(action.astype(np.float32))[4]["action"], own, atol=1e-6)
-    assert capsys.readouterr().out == ""  # none lies outside
-    stray = task.columns["actions"].copy()
-    stray[1] = [0, 0.61]
-    data = Made(actions=stray).dataset()
-    assert capsys.readouterr().out == "1 of 6 actions lie outside the action space and are clipped\n"
-    np.testing.assert_allclose(data["actions"][1], [1 / 3, 0.999], rtol=1e-6)
+    data = Made(actions=np.float32([[0, 0.61]] * 6)).dataset()
+    np.testing.assert_allclose(data["actions"], [[1 / 3, 0.999]] * 6, rtol=1e-6)
 
 
 def test_bounds_of_1_leave_actions_as_they_are():
@@ -97,7 +107,7 @@ def test_bounds_of_1_leave_actions_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "columns, words",
+    "columns, message",
     [
         ({"rewards": np.full(6, np.nan)}, "rewards has a NaN or an infinity in row 0"),
         ({"ends": np.zeros(5, bool)}, "ends has 5 rows"),
@@ -105,22 +115,19 @@ def test_bounds_of_1_leave_actions_as_they_are():
         ({"rewards": np.float32([0, 0, 0, -1e19, 0, 0])}, "rewards has a value too large for float32 in row 3"),
         ({"actions": np.array([["a", "b"]] * 6)}, "not numbers"),
         ({"terminals": np.full(6, 0.5)}, "terminals is 0.5 in row 0"),
-        ({"observations": np.zeros((6, 4)), "next_observations": np.zeros((6, 4))}, "those of made-v0 (3,)"),
+        ({"observations": np.zeros((6, 4)), "next_observations": np.zeros((6, 4))}, "those of made-v0 have (3,)"),
         ({"actions": np.float32([[0, 0.71]] * 6)}, "actions reach 0.71, beyond twice the action space of made-v0"),
-        ({key: values[:0] for key, values in Made().columns.items()}, "made-v0 holds no transition"),
+        ({key: values[:0] for key, values in Made().columns.items()}, "made-v0: there is no transition in it"),
         ({"action_space": gym.spaces.Discrete(2)}, "has actions in Discrete(2)"),
-        ({"action_space": gym.spaces.Box(-1, 1, (2, 2))}, "vectors of continuous ones"),
-        ({"action_space": gym.spaces.Box(0, 9, (2,), np.int64)}, "vectors of continuous ones"),
+        ({"action_space": gym.spaces.Box(-1, 1, (2, 2))}, "vectors of continuous actions"),
+        ({"action_space": gym.spaces.Box(0, 9, (2,), np.int64)}, "vectors of continuous actions"),
         ({"action_space": gym.spaces.Box(-np.inf, 1, (2,))}, "bounds"),
         ({"action_space": gym.spaces.Box(np.float32([0, 1]), np.float32([1, 1]))}, "bounds"),
     ],
 )
-def test_data_and_spaces_that_are_not_right_end_with_one_line_and_code_2(capsys, columns, words):
-    with pytest.raises(SystemExit) as stop:
+def test_invalid_data_and_action_spaces_raise_an_error(columns, message):
+    with pytest.raises(tasks.TaskError, match=re.escape(message)):
         Made(**columns).dataset()
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: made-v0") and error.count("\n") == 1
-    assert words in error
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -134,7 +141,7 @@ def test_evaluation_runs_every_episode_once_from_its_own_seed(tmp_path, episodes
 
     def policy(observations):
         assert observations.dtype == np.float32
-        return 1.5 * np.tanh((observations[:, :, None] * weights).sum(1))  # beyond 1: to be clipped
+        return 1.5 * np.tanh((observations[:, :, None] * weights).sum(1))  # partly beyond 1, and then clipped
 
     result = task.evaluate(policy, episodes, 2)
     env = task.env()
@@ -152,14 +159,14 @@ def test_evaluation_runs_every_episode_once_from_its_own_seed(tmp_path, episodes
     assert episodes < 10 or len(set(result["lengths"].tolist())) > 1
 
 
-def test_the_number_of_episodes_is_the_tasks_own_by_default():
+def test_the_default_number_of_episodes_is_the_tasks():
     task = tasks.make()
     task.eval_episodes = 2
     result = task.evaluate(lambda observations: np.zeros((len(observations), 4)))
     assert result["seeds"].tolist() == [10_000, 10_001] and result["lengths"].tolist() == [50, 50]
 
 
-def test_a_step_limit_of_ones_own_leaves_the_data_as_they_are(tmp_path):
+def test_max_episode_steps_changes_the_environment_and_not_the_data(tmp_path):
     rows = hopper_rows(1500, timeouts=None)
     path = str(write(tmp_path / "data.hdf5", rows))
     usual, own = tasks.make("hopper-medium-v2", path), tasks.make("hopper-medium-v2", path, max_episode_steps=3)
@@ -172,39 +179,49 @@ def test_a_step_limit_of_ones_own_leaves_the_data_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [-1, 20240115, 10**30])
-def test_no_seed_is_refused(seed):
+def test_every_integer_is_a_valid_seed(seed):
     task = tasks.make(max_episode_steps=1)
     seeds = task.evaluate(lambda observations: np.zeros((len(observations), 4)), 3, seed)["seeds"]
     assert seeds.tolist() == [(10_000 * seed + i) % 2**32 for i in range(3)]
 
 
-def test_video_is_a_gif_of_the_first_episodes_or_one_line(tmp_path, monkeypatch, capfd):
+class Rendered(Points):
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def render(self):
+        return np.random.default_rng().integers(255, size=(64, 64, 3)).astype(np.uint8)
+
+
+def test_video_is_a_gif_of_the_first_three_episodes(tmp_path, monkeypatch):
     task = tasks.make()
-    frame = np.zeros((64, 64, 3), np.uint8)
-
-    class Rendered(Points):
-        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-
-        def render(self):
-            return frame + np.random.default_rng(len(seen)).integers(255, size=frame.shape).astype(np.uint8)
-
-    seen = []
-    monkeypatch.setattr(task, "make_env", lambda mode: gym.wrappers.TimeLimit(Rendered(), 4))
+    monkeypatch.setattr(task, "make_env", lambda render_mode=None: gym.wrappers.TimeLimit(Rendered(), 4))
     task.check_video()
-    task.capture_video(lambda observations: seen.append(0) or np.zeros((1, 2)), tmp_path / "video.gif", episodes=2)
-    assert len(seen) == 8
+    calls = []
+
+    def policy(observations):
+        calls.append(len(observations))
+        return np.zeros((len(observations), 2))
+
+    task.evaluate(policy, episodes=2, video=tmp_path / "video.gif")
+    assert calls == [2] * 4 + [1] * 12
     assert (tmp_path / "video.gif").read_bytes().startswith(b"GIF89a")
     assert [path.name for path in tmp_path.iterdir()] == ["video.gif"]
 
-    def broken(mode):
-        raise RuntimeError("no such\nlibrary")
 
-    monkeypatch.setattr(task, "make_env", broken)
-    with pytest.raises(SystemExit) as stop:
+def test_an_environment_that_cannot_be_rendered_is_found_at_the_start(monkeypatch, capfd):
+    task = tasks.make()
+
+    def no_library(render_mode):
+        raise RuntimeError("no such library")
+
+    monkeypatch.setattr(task, "make_env", no_library)
+    with pytest.raises(tasks.TaskError, match=r"cannot render a video here.*install EGL.*no such library"):
         task.check_video()
-    error = capfd.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
-    assert error.startswith("error: --capture-video cannot render here (RuntimeError)")
+
+    monkeypatch.setattr(task, "make_env", lambda render_mode: os._exit(3))  # as a crash in a graphics library
+    with pytest.raises(tasks.TaskError, match="ended with code 3"):
+        task.check_video()
+    assert capfd.readouterr() == ("", "")
 
 
 # ---- the demo --------------------------------------------------------------------------------------------------------
@@ -229,7 +246,7 @@ def test_the_demo_environment_ends_at_success_with_reward_1():
     assert successes >= 4
 
 
-def test_the_demo_dataset_is_what_the_readme_says():
+def test_the_demo_dataset_has_600_trajectories_of_which_half_succeed():
     task = tasks.make()
     data = task.dataset()
     assert (task.env_id, task.eval_episodes, task.processes) == (DEMO, 100, False)
@@ -240,7 +257,7 @@ def test_the_demo_dataset_is_what_the_readme_says():
     np.testing.assert_array_equal(data["rewards"], data["terminals"])
 
 
-# ---- make, ids, python -m tasks --------------------------------------------------------------------------------------
+# ---- make, ids, locate, python -m tasks ------------------------------------------------------------------------------
 
 
 def run(*flags, code=0, **variables):
@@ -262,7 +279,7 @@ def test_importing_tasks_is_light():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_a_reader_of_the_list_may_stop_early():
+def test_the_list_can_be_piped_to_head():
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-m", "tasks"], cwd=ROOT, **pipes)
     process.stdout.close()  # as `| head` does
@@ -270,7 +287,7 @@ def test_a_reader_of_the_list_may_stop_early():
     process.wait()
 
 
-def test_the_list_has_every_id_its_file_and_whether_it_is_here(tmp_path):
+def test_the_list_has_every_id_with_its_file_and_whether_it_is_here(tmp_path, monkeypatch):
     path = write(tmp_path / "hopper_medium-v2.hdf5", hopper_rows())
     (tmp_path / "minari" / "D4RL" / "pen" / "human-v2" / "data").mkdir(parents=True)
     (tmp_path / "minari" / "D4RL" / "pen" / "human-v2" / "data" / "metadata.json").write_text("{}")
@@ -278,17 +295,19 @@ def test_the_list_has_every_id_its_file_and_whether_it_is_here(tmp_path):
     done = run(**folders, MINARI_DATASETS_PATH=tmp_path / "minari")
     *lines, last = done.stdout.splitlines()
     assert done.stderr == "" and "Minari" in last
-    assert [line.split()[0] for line in lines] == [*tasks.ids(), "D4RL/pen/human-v2"]
-    assert len(tasks.ids()) == 1 + 42 + 14 + 282
+    listed = [line.split()[0] for line in lines]
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    assert listed == tasks.ids() and listed[-1] == "D4RL/pen/human-v2"
+    assert len(listed) == 1 + 42 + 14 + 282 + 1  # demo, D4RL, robomimic, OGBench, Minari
     here = {line.split()[0]: line.split()[2] for line in lines if " not here " not in line}
     assert here == {
-        DEMO: str(ROOT / "demo" / f"{DEMO}.hdf5"),
+        DEMO: str(DEMO_FILE),
         "hopper-medium-v2": str(path),
         "D4RL/pen/human-v2": str(tmp_path / "minari" / "D4RL" / "pen" / "human-v2"),
     }
 
 
-def test_an_id_with_a_file_is_described(tmp_path):
+def test_the_command_line_describes_a_file(tmp_path):
     rows = hopper_rows(terminals=np.arange(20) == 4, timeouts=np.arange(20) == 12)
     path = write(tmp_path / "data.hdf5", rows)
     done = run("hopper-medium-v2", "--dataset-path", path)
@@ -304,20 +323,32 @@ def test_an_id_with_a_file_is_described(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    "arguments, message",
     [
-        (["hopper-mediun-v2"], ["unknown --env-id hopper-mediun-v2", "did you mean hopper-medium-v2"]),
-        (["hopper-medium-v2", "--dataset-path", "none.hdf5"], ["no such file: none.hdf5"]),
-        (["antmaze-medium-play-v2"], ["antmaze-medium-play-v2", "Minari has D4RL/antmaze/medium-play-v1"]),
-        (["antmaze-umaze-v0"], ["Minari has D4RL/antmaze/umaze-v1"]),
-        (["kitchen-mixed-v0"], ["kitchen-mixed-v0", "Minari has D4RL/kitchen/mixed-v2"]),
-        ([DEMO, "--max-episode-steps", "0"], ["an episode cannot have 0 steps"]),
-        ([DEMO, "--dataset-filter", "train"], ["--dataset-filter are for robomimic's files"]),
-        (["hopper-medium-v2", "--dataset-path", f"demo/{DEMO}.hdf5"], ["shape (28,), those of hopper-medium-v2 (11,)"]),
-        (["lift-ph", "--dataset-path", f"demo/{DEMO}.hdf5"], ["is not a robomimic file"]),
+        ({"env_id": "hopper-mediun-v2"}, "unknown id hopper-mediun-v2; did you mean hopper-medium-v2"),
+        ({"env_id": "hopper-medium-v2", "dataset_path": "none.hdf5"}, "there is no file none.hdf5"),
+        ({"env_id": "antmaze-medium-play-v2"}, "use Minari's D4RL/antmaze/medium-play-v1"),
+        ({"env_id": "antmaze-umaze-v0"}, "use Minari's D4RL/antmaze/umaze-v1"),
+        ({"env_id": "kitchen-mixed-v0"}, "use Minari's D4RL/kitchen/mixed-v2"),
+        ({"max_episode_steps": 0}, "an episode cannot have 0 steps"),
+        ({"dataset_filter": "train"}, "select parts of robomimic files"),
+        ({"observation_keys": ["object"]}, "select parts of robomimic files"),
+        ({"env_id": "lift-ph", "dataset_path": DEMO_FILE}, "this is not a robomimic file"),
+        ({"env_id": "none"}, "name the file in dataset_path"),
     ],
 )
-def test_what_cannot_be_made_ends_with_one_line_and_code_2(flags, words):
-    error = run(*flags, code=2).stderr
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert all(word in error for word in words), error
+def test_arguments_that_make_no_task_raise_an_error(arguments, message):
+    with pytest.raises(tasks.TaskError, match=re.escape(message)):
+        tasks.make(**arguments)
+
+
+def test_locate_raises_an_error_for_unknown_ids():
+    with pytest.raises(tasks.TaskError, match="did you mean hopper-medium-v2"):
+        tasks.locate("hopper-mediun-v2")
+
+
+@pytest.mark.parametrize("flags", [["hopper-mediun-v2"], ["hopper-medium-v2", "--dataset-path", DEMO_FILE]])
+def test_the_command_line_prints_one_line_and_exits_with_2(flags):
+    done = run(*flags, code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

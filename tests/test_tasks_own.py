@@ -1,4 +1,4 @@
-"""Data without an environment: what is held out, in which units, and how policies are judged on it."""
+"""Data without an environment: what is held out, in which units, and how policies are scored."""
 
 import h5py
 import numpy as np
@@ -8,7 +8,7 @@ import tasks
 
 
 def write(path, trajectories, length=20):
-    """Actions are 10 times the first observation and the second as it is; ends are marked by timeouts."""
+    """Trajectories that time out. Actions are 10 times the first observation, and the second observation."""
     rng, count = np.random.default_rng(0), trajectories * length
     observations = rng.uniform(-1, 1, (count, 3)).astype(np.float32)
     with h5py.File(path, "w") as file:
@@ -20,7 +20,7 @@ def write(path, trajectories, length=20):
 
 
 @pytest.mark.parametrize("trajectories, held_out", [(25, [9, 19]), (10, [9]), (3, [2])])
-def test_each_tenth_trajectory_is_held_out_or_the_last(tmp_path, trajectories, held_out):
+def test_every_tenth_trajectory_is_held_out_or_the_last(tmp_path, trajectories, held_out):
     path, observations = write(tmp_path / "data.hdf5", trajectories)
     task = tasks.make("none", path)
     data = task.dataset()
@@ -31,7 +31,7 @@ def test_each_tenth_trajectory_is_held_out_or_the_last(tmp_path, trajectories, h
     assert task.max_episode_steps == 20 and task.env_id == "none"
 
 
-def test_of_one_trajectory_the_last_tenth_is_held_out(tmp_path):
+def test_the_last_tenth_of_a_single_trajectory_is_held_out(tmp_path):
     path, observations = write(tmp_path / "data.hdf5", 1)
     task = tasks.make("none", path)
     data = task.dataset()
@@ -39,18 +39,16 @@ def test_of_one_trajectory_the_last_tenth_is_held_out(tmp_path):
     assert len(data["ends"]) == 18 and data["ends"].tolist() == [False] * 17 + [True]
 
 
-def test_actions_are_scaled_by_the_files_bounds_which_are_reported(tmp_path):
+def test_actions_are_scaled_by_the_bounds_of_the_file(tmp_path):
     path, observations = write(tmp_path / "data.hdf5", 20)
     task = tasks.make("none", path)
     actions = np.concatenate([task.dataset()["actions"], task.held_out[1]])
     assert actions.min(0) == pytest.approx([-0.999] * 2) and actions.max(0) == pytest.approx([0.999] * 2)
     own = observations[:, :2] * [10, 1]
-    np.testing.assert_allclose(
-        [task.facts["action_low"], task.facts["action_high"]], [own.min(0), own.max(0)], rtol=1e-6
-    )
+    np.testing.assert_allclose([task.action_low, task.action_high], [own.min(0), own.max(0)], rtol=1e-6)
 
 
-def test_an_action_that_never_changes_is_no_obstacle(tmp_path):
+def test_a_constant_action_is_scaled_to_0(tmp_path):
     path, _ = write(tmp_path / "data.hdf5", 20)
     with h5py.File(path, "r+") as file:
         file["actions"][:, 1] = 7.0
@@ -58,7 +56,7 @@ def test_an_action_that_never_changes_is_no_obstacle(tmp_path):
     assert (task.dataset()["actions"][:, 1] == 0).all()
 
 
-def test_policies_are_judged_by_the_squared_error_of_held_out_actions(tmp_path, capsys):
+def test_scores_follow_from_the_squared_error_of_held_out_actions(tmp_path, capsys):
     path, _ = write(tmp_path / "data.hdf5", 20)
     task = tasks.make("none", path)
     task.dataset()
@@ -82,10 +80,10 @@ def test_policies_are_judged_by_the_squared_error_of_held_out_actions(tmp_path, 
     assert f"{variance / 4:.4g}, 25.0% of their variance" in capsys.readouterr().out
 
 
-def test_the_score_is_the_share_of_variance_however_long_trajectories_are(tmp_path):
+def test_the_score_weighs_steps_equally_in_trajectories_of_any_length(tmp_path):
     path, _ = write(tmp_path / "data.hdf5", 20)
     with h5py.File(path, "r+") as file:
-        file["timeouts"][9 * 20 + 2] = True  # the tenth has 3 steps, the others 20
+        file["timeouts"][9 * 20 + 2] = True  # the tenth trajectory has 3 steps, all others have 20
     task = tasks.make("none", path)
     task.dataset()
     _, actions = task.held_out
@@ -93,13 +91,13 @@ def test_the_score_is_the_share_of_variance_however_long_trajectories_are(tmp_pa
     assert mean["lengths"].tolist() == [3, 20] and mean["scores"].mean() == pytest.approx(0, abs=1e-4)
 
 
-def test_all_that_is_held_out_is_evaluated_by_default(tmp_path):
+def test_all_held_out_trajectories_are_evaluated_by_default(tmp_path):
     task = tasks.make("none", write(tmp_path / "data.hdf5", 1010, length=2)[0])
     task.dataset()
     assert task.eval_episodes == 101 == len(task.evaluate(lambda batch: np.zeros((len(batch), 2)))["scores"])
 
 
-def test_no_limit_cuts_a_long_trajectory(tmp_path):
+def test_long_trajectories_are_not_cut(tmp_path):
     path, _ = write(tmp_path / "data.hdf5", 2, length=1500)
     with h5py.File(path, "r+") as file:
         file["terminals"][-1] = True
@@ -108,12 +106,31 @@ def test_no_limit_cuts_a_long_trajectory(tmp_path):
     assert len(task.dataset()["ends"]) == 2699 and len(task.held_out[0]) == 300 and task.max_episode_steps == 2999
 
 
-@pytest.mark.parametrize("count, following", [(0, True), (1, True), (1, False), (2, False)])
-def test_less_than_two_transitions_are_one_line(tmp_path, capsys, count, following):
+@pytest.mark.parametrize("count, with_next", [(0, True), (1, True), (1, False), (2, False)])
+def test_fewer_than_two_transitions_raise_an_error(tmp_path, count, with_next):
     path, _ = write(tmp_path / "data.hdf5", count, length=1)
-    if not following:
+    if not with_next:
         with h5py.File(path, "r+") as file:
             del file["next_observations"]
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(tasks.TaskError, match=r"there is no transition|too few transitions"):
         tasks.make("none", path).dataset()
-    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_shuffled_rows_need_a_step_limit(tmp_path):
+    path, observations = write(tmp_path / "data.hdf5", 20)
+    order = np.random.default_rng(0).permutation(len(observations))
+    with h5py.File(path, "r+") as file:
+        for column in file.values():
+            column[...] = column[()][order]
+    with pytest.raises(tasks.TaskError, match="set it with max_episode_steps"):
+        tasks.make("none", path).dataset()
+    task = tasks.make("none", path, max_episode_steps=20)
+    assert task.dataset()["ends"].all() and len(task.held_out[0]) == 40
+
+
+def test_there_is_no_environment(tmp_path):
+    task = tasks.make("none", write(tmp_path / "data.hdf5", 2)[0])
+    with pytest.raises(tasks.TaskError, match="no environment"):
+        task.env()
+    with pytest.raises(tasks.TaskError, match="no environment"):
+        task.check_video()

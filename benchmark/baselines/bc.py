@@ -1,107 +1,136 @@
-"""BC: imitation by a Gaussian policy, the continuous counterpart of SAQ-BC.
+"""BC: behavior cloning with a Gaussian policy, the continuous counterpart of SAQ-BC.
 
-    loss        mean -log pi(a|s),  pi(a|s) = N(mean(s), diag std^2)
-    policy      the mean
+    policy      pi(a|s) = N(mean(s), diag(std^2))
+    loss        -log pi(a|s)
 
-The policy is the one that IQL's authors clone behavior with (Kostrikov et al., ICLR 2022): a mean inside the action
-space by a tanh and a deviation that does not depend on the state. One Gaussian averages the modes of the data.
-Data, evaluation and outputs are those of saq_bc.py, from which they are imported.
+The policy is the one that IQL's authors clone behavior with (Kostrikov et al., ICLR 2022): its mean is kept inside the
+action space with a tanh, and its standard deviation is the same in every state. A single Gaussian averages the modes of
+the data. Dataset, evaluation and outputs are those of saq_bc.py.
 
-    python benchmark/baselines/bc.py                                # this repository's demo dataset
-    python benchmark/baselines/bc.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
+    python benchmark/baselines/bc.py --env-id hopper-medium-v2   # `python -m tasks` lists ids; the default is a demo
 """
 
 import copy
-import os
-import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
+from typing import Literal
 
 import torch
 import torch.nn as nn
+import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from saq_bc import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
-from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
+from saq_bc import Run, check_ranges, load_task, mlp, prepare_torch
+from saq_iql import fill_in_defaults  # which skips the arguments of the VQ-VAE
+from vqvae import Standardize, accelerate, minimize, soft_update
 
 
-class Method(NamedTuple):
-    total_steps: Auto = None  # gradient steps of the policy; default: 0.15 per transition, 3000 to 50,000
-    batch_size: Count = 256  # transitions per gradient step
-    hidden_dim: Count = 256  # width of the hidden layers of every network
-    learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
-    weight_decay: Weight = 1e-3  # AdamW's, for the policy
-    standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
-    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
-    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
-    acting: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
+@dataclass
+class Args:
+    # Data
+    env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
+    dataset_path: str | None = None  # file in the layout of D4RL, robomimic or OGBench; None: the id's own
+    dataset_filter: str | None = None  # robomimic files: filter key, such as train; None: all demonstrations
+    observation_keys: list[str] | None = None  # robomimic files; None: end effectors, grippers, object
+    max_episode_steps: int | None = None  # step limit of episodes; None: the benchmark's
 
+    # Behavior cloning
+    bc_steps: int | None = None  # gradient steps of the policy; None: 0.15 per transition, 3000 to 50,000
 
-def default_steps(transitions: int) -> int:
-    """Gradient steps of each phase where no flag says otherwise, as in the algorithm files."""
-    return min(max(3000, transitions * 3 // 20_000 * 1000), 50_000)
+    # Optimization
+    batch_size: int = 256
+    hidden_dim: int = 256  # width of the two hidden layers
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-3  # of AdamW
+    standardize: bool = True  # standardize observations
+    layer_norm: bool = True  # layer normalization
+    ema_decay: float = 0.9995  # of the averaged weights, which act; 0: the last weights
+    compile: bool = False  # torch.compile the gradient step
+
+    # Evaluation and outputs
+    action_mode: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
+    eval_every: int = 10_000  # gradient steps between evaluations
+    eval_episodes: int = 10  # episodes of each evaluation
+    final_eval_episodes: int | None = None  # episodes after the last step; None: 100 (robosuite: 50)
+    capture_video: bool = False  # write video.gif of the final policy
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    run_dir: str | None = None  # folder of the run, which continues if it is there already; None: a new one in runs/
+    checkpoint_every: int = 10_000  # gradient steps between checkpoints
+    track: bool = False  # also log to Weights & Biases
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
 class GaussianPolicy(nn.Module):
-    """pi(a|s) = N(mean(s), diag std^2): a tanh keeps the mean in [-1, 1], std is the same in every state."""
+    """pi(a|s) = N(mean(s), diag(std^2)). A tanh keeps the mean in [-1, 1]; std is the same in every state."""
 
-    def __init__(self, standardize: Standardize, action_dim: int, hidden_dim: int, layer_norm: bool):
+    def __init__(self, standardize: Standardize, action_dim: int, args):
         super().__init__()
-        self.net = mlp(standardize, action_dim, hidden_dim, layer_norm)
+        self.net = mlp(standardize, action_dim, args)
         self.log_std = nn.Parameter(torch.zeros(action_dim))
 
-    def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean (B, action_dim) and std (action_dim,) of observations (B, observation_dim)."""
-        return self.net(observations).tanh(), self.log_std.clamp(-5.0, 2.0).exp()
+    def forward(self, observations: torch.Tensor) -> torch.distributions.Normal:
+        """The distribution of actions (B, action_dim) at observations (B, observation_dim)."""
+        mean = self.net(observations).tanh()
+        std = self.log_std.clamp(-5.0, 2.0).exp()
+        return torch.distributions.Normal(mean, std.expand_as(mean), validate_args=False)
 
     def log_prob(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """log pi(a|s) (B,) of actions (B, action_dim)."""
-        return torch.distributions.Normal(*self(observations), validate_args=False).log_prob(actions).sum(1)
+        return self(observations).log_prob(actions).sum(1)
 
-    def act(self, observations: torch.Tensor, acting: str, generator: torch.Generator) -> torch.Tensor:
+    def act(self, observations: torch.Tensor, action_mode: str, generator: torch.Generator) -> torch.Tensor:
         """The mean (B, action_dim), or a sample; not clipped."""
-        mean, std = self(observations)
-        return mean if acting == "mean" else torch.normal(mean, std.expand_as(mean), generator=generator)
+        normal = self(observations)
+        if action_mode == "mean":
+            return normal.mean
+        return torch.normal(normal.mean, normal.stddev, generator=generator)
 
 
-def bc_loss(actor: GaussianPolicy, observations: torch.Tensor, actions: torch.Tensor) -> Batch:
-    """Negative log-likelihood, in nats, of the dataset's actions (B, action_dim) at (B, observation_dim)."""
-    return {"loss": -actor.log_prob(observations, actions).mean()}
+def observation_scaling(observations: torch.Tensor, args) -> Standardize:
+    """Standardization with the mean and deviation of the data or, without args.standardize, by nothing."""
+    if args.standardize:
+        return Standardize.for_data(observations)
+    return Standardize(torch.zeros_like(observations[0]), torch.ones_like(observations[0]))
+
+
+def main(args: Args):
+    device = prepare_torch(args)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    task, data = load_task(args, device)
+    args = fill_in_defaults(args, data, task)
+    observations, actions = data["observations"], data["actions"]
+
+    # ---- Networks ----------------------------------------------------------------------------------------------------
+    standardize = observation_scaling(observations, args)
+    actor = GaussianPolicy(standardize, actions.shape[1], args).to(device)
+    actor_ema = copy.deepcopy(actor)  # the average of the weights, which acts
+    optimizer = torch.optim.AdamW(actor.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    run = Run(
+        "bc", args, task, data, generator, modules={"actor": actor, "actor_ema": actor_ema}, optimizers=[optimizer],
+        can_change={"bc_steps"},
+    )  # fmt: skip
+
+    # ---- Behavior cloning --------------------------------------------------------------------------------------------
+    @accelerate(optimizer, args.compile)
+    def bc_step(idx, ema_rate):
+        loss = -actor.log_prob(observations[idx], actions[idx]).mean()
+        minimize(loss, optimizer)
+        soft_update(actor_ema, actor, ema_rate)
+        return {"loss": loss}
+
+    for step in run.steps("bc", args.bc_steps):
+        idx = torch.randint(len(actions), (args.batch_size,), generator=generator, device=device)
+        ema_rate = max(1 - args.ema_decay, 10 / (9 + step))
+        run.log(bc_step(idx, ema_rate))
+        if step % args.eval_every == 0 and step < args.bc_steps:
+            run.evaluate(actor_ema.act, step, args.eval_episodes)
+
+    return run.finish(actor_ema.act, args.bc_steps, {"actor": actor_ema})
 
 
 if __name__ == "__main__":
-    args = parse_args(Method)
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
-    torch.set_flush_denormal(True)  # moments of dead units get subnormal, which slows a CPU down
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
-    torch.manual_seed(args.seed)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    data, task = load_task(args)
-    data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    args.total_steps = args.total_steps or default_steps(len(data["actions"]))
-    standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
-
-    actor = GaussianPolicy(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)
-    actor_acting = copy.deepcopy(actor)
-    adam = torch.optim.AdamW(actor.parameters(), args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    run = Run(args, task, nn.ModuleDict({"actor": actor, "actor_acting": actor_acting}), [adam], generator)
-
-    @gradient_step(adam, generator, len(data["actions"]), args.batch_size, args.compile)
-    def bc_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
-        metrics = bc_loss(actor, data["observations"][rows], data["actions"][rows])
-        minimize(metrics["loss"], adam)
-        follow(actor_acting, actor, ema)
-        return metrics
-
-    for step in run.steps("bc", args.total_steps, "losses/"):
-        run.metrics = bc_step(ema_weight(args.ema_decay, step))
-        if step % args.eval_every == 0 and step < args.total_steps:
-            run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
-
-    run.finish(actor_acting.act, ("mean", "sampled"), {"actor": actor_acting}, {})
+    main(tyro.cli(Args, description=__doc__))

@@ -1,160 +1,193 @@
 """BRAC with value penalty: behavior-regularized actor-critic, the continuous counterpart of SAQ-BRAC.
 
-    behavior    mean -log pi_b(a|s),  before Q-learning
-    target      y = w r + gamma (1 - terminal) (min Q_target(s', a') - alpha KL(pi(.|s') || pi_b(.|s'))),  a' ~ pi(.|s')
-    Q           mean (Q_1(s, a) - y)^2 + mean (Q_2(s, a) - y)^2
-    policy      mean (alpha KL(pi(.|s) || pi_b(.|s)) - min Q(s, a)),  a ~ pi(.|s)
+    behavior    -log pi_b(a|s)                                                        trained before Q-learning
+    target      y = r + gamma (1 - terminal) (min Q_target(s', a') - alpha KL(pi || pi_b)(s'))      a' ~ pi(.|s')
+    Q           (Q_1(s, a) - y)^2 + (Q_2(s, a) - y)^2
+    policy      alpha KL(pi || pi_b)(s) - min Q(s, a)                                               a ~ pi(.|s)
 
-pi and pi_b are Gaussians behind the same tanh, a bijection, so that their KL is that of the Gaussians and has a closed
-form, where BRAC (Wu et al., 2019, section 3) estimates it from samples. pi starts as pi_b. Departs from BRAC where
-saq_brac.py departs from the paper, each by a flag: n-step targets, gamma and reward factor w by one rule for all tasks,
-observations standardized, every network layer-normalized, weight decay, an average of the weights acts. Data,
-evaluation and outputs are those of saq_brac.py.
+pi and pi_b are Gaussians behind the same tanh. It is a bijection, so their KL is that of the Gaussians, in closed form,
+which BRAC estimates from samples. pi starts as pi_b.
 
-    python benchmark/baselines/brac.py                                # this repository's demo dataset
-    python benchmark/baselines/brac.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
+    Wu et al., *Behavior Regularized Offline Reinforcement Learning*, 2019, section 3
+
+It differs from the paper where saq_brac.py differs from SAQ-BRAC's, and flags restore each setting: n-step targets,
+gamma and the scale of rewards follow from the data, observations are standardized, every network has layer
+normalization, Q and pi_b have weight decay, and averages of the weights act. Dataset, evaluation and outputs are those
+of saq_brac.py.
+
+    python benchmark/baselines/brac.py --env-id hopper-medium-v2  # `python -m tasks` lists ids; the default is a demo
 """
 
 import copy
-import os
-import signal
 import sys
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
-
-import numpy as np
 import torch
-import torch.nn as nn
-from bc import default_steps
-from cql import TanhGaussianPolicy, TwinQ, n_step_transitions
-from torch.func import functional_call
+import tyro
+from bc import observation_scaling
+from cql import TanhGaussianPolicy, TwinQ
+from torch.distributions import kl_divergence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from saq_brac import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, parse_args
-from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
+from saq_brac import Run, check_ranges, fill_in_defaults, load_task, n_step_targets, prepare_torch, reward_scale
+from vqvae import accelerate, minimize, soft_update
 
 
-class Method(NamedTuple):
-    bc_steps: Annotated[int | None, (0, np.inf)] = None  # steps of the behavior policy; default: as total_steps
-    total_steps: Auto = None  # gradient steps of Q and policy; default: 0.15 per transition, 3000 to 50,000
-    batch_size: Count = 256  # transitions per gradient step
-    hidden_dim: Count = 256  # width of the hidden layers of every network
-    learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
-    weight_decay: Weight = 1e-3  # AdamW's, for Q and behavior policy
-    standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
-    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
-    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
-    n_step: Auto = None  # rewards per target; default: h / 50, 1 in play data (the paper: 1)
-    value_scale: Weight = 100.0  # largest discounted return of the data after scaling rewards; 0: no scaling
-    alpha: Positive = 3.0  # weight of the KL from the behavior policy, in the policy's loss and in the target
-    tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
-    acting: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
+@dataclass
+class Args:
+    # Data
+    env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
+    dataset_path: str | None = None  # file in the layout of D4RL, robomimic or OGBench; None: the id's own
+    dataset_filter: str | None = None  # robomimic files: filter key, such as train; None: all demonstrations
+    observation_keys: list[str] | None = None  # robomimic files; None: end effectors, grippers, object
+    max_episode_steps: int | None = None  # step limit of episodes; None: the benchmark's
+
+    # Reinforcement learning
+    bc_steps: int | None = None  # gradient steps of the behavior policy; None: 0.15 per transition, 3000 to 50,000
+    rl_steps: int | None = None  # gradient steps of Q and policy; None: as for bc_steps
+    gamma: float | None = None  # discount; None: 1 - 1/h, with the horizon h of the data
+    n_step: int | None = None  # rewards per Bellman target; None: h / 50 (paper: 1)
+    value_scale: float = 100.0  # scale rewards so that the largest return of the data is this; 0: do not scale
+    alpha: float = 3.0  # weight of the KL to the behavior policy, in the policy's loss and in the target
+    tau: float = 0.05  # rate at which the target network follows Q (paper: 0.005)
+
+    # Optimization
+    batch_size: int = 256
+    hidden_dim: int = 256  # width of the two hidden layers of every network
+    learning_rate: float = 3e-3  # of every network (paper: 3e-4)
+    weight_decay: float = 1e-3  # of AdamW, for Q and the behavior policy
+    standardize: bool = True  # standardize observations (paper: raw)
+    layer_norm: bool = True  # layer normalization in every network (paper: none)
+    ema_decay: float = 0.9995  # of the averaged weights, which act; 0: the last weights (paper)
+    compile: bool = False  # torch.compile the gradient step
+
+    # Evaluation and outputs
+    action_mode: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
+    eval_every: int = 10_000  # gradient steps between evaluations
+    eval_episodes: int = 10  # episodes of each evaluation
+    final_eval_episodes: int | None = None  # episodes after the last step; None: 100 (robosuite: 50)
+    capture_video: bool = False  # write video.gif of the final policy
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    run_dir: str | None = None  # folder of the run, which continues if it is there already; None: a new one in runs/
+    checkpoint_every: int = 10_000  # gradient steps between checkpoints
+    track: bool = False  # also log to Weights & Biases
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
-def behavior_loss(behavior: TanhGaussianPolicy, observations: torch.Tensor, actions: torch.Tensor) -> Batch:
+def behavior_loss(behavior: TanhGaussianPolicy, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood, in nats, of the dataset's actions (B, action_dim) at (B, observation_dim)."""
-    return {"loss": -behavior.log_prob(behavior(observations), actions.atanh()).mean()}
+    return -behavior.log_prob(behavior(observations), actions.atanh()).mean()
 
 
-def brac_loss(
-    q: TwinQ,
-    q_target: TwinQ,
-    actor: TanhGaussianPolicy,
-    behavior: TanhGaussianPolicy,
-    batch: Batch,
-    noise: torch.Tensor,
-    alpha: float,
-) -> Batch:
-    """Losses of Q and policy (Wu et al., 2019, section 3) as one sum: neither's gradient reaches the other's weights.
+def brac_loss(q, td_target, q_policy, kl, alpha):
+    """Losses of Q and policy (Wu et al., section 3).
 
     Args:
-        batch: as `n_step_transitions` has it, B rows.
-        noise: (2, B, action_dim) float32, standard normal: of the actions at s and at s'.
+        q: (2, B), values of the actions taken, of both Q-functions.
+        td_target: (B,), y.
+        q_policy: (B,), the smaller of the values of an action of the policy.
+        kl: (B,), KL(pi || pi_b).
 
-    Returns:
-        Scalars: `loss` to minimize, its parts `q_loss` and `actor_loss`, the mean `kl` at s, and `q_values`, the mean Q
-        of the actions taken.
+    Returns scalars, the losses of Q and policy.
     """
-    observations, next_observations = batch["observations"], batch["next_observations"]
-    with torch.no_grad():
-        normal = actor(next_observations)
-        kl = torch.distributions.kl_divergence(normal, behavior(next_observations)).sum(1)
-        next_actions = (normal.mean + normal.stddev * noise[1]).tanh()
-        next_values = q_target(next_observations, next_actions).amin(0) - alpha * kl
-        targets = batch["returns"] + batch["discounts"] * next_values
-        behavior_normal = behavior(observations)
-    taken = q(observations, batch["actions"])
-    q_loss = (taken - targets).square().mean(1).sum()
-    normal = actor(observations)
-    kl = torch.distributions.kl_divergence(normal, behavior_normal).sum(1)
-    fixed = {name: parameter.detach() for name, parameter in q.named_parameters()}
-    chosen = (normal.mean + normal.stddev * noise[0]).tanh()
-    actor_loss = (alpha * kl - functional_call(q, fixed, (observations, chosen)).amin(0)).mean()
-    parts = {"q_loss": q_loss.detach(), "actor_loss": actor_loss.detach(), "kl": kl.detach().mean()}
-    return {"loss": q_loss + actor_loss, **parts, "q_values": taken.detach().mean()}
+    q_loss = (q - td_target).square().mean(1).sum()
+    actor_loss = (alpha * kl - q_policy).mean()
+    return q_loss, actor_loss
+
+
+def main(args: Args):
+    device = prepare_torch(args)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    task, data = load_task(args, device)
+    args = fill_in_defaults(args, data, task)
+    observations, actions = data["observations"], data["actions"]
+    action_dim = actions.shape[1]
+
+    # ---- Networks ----------------------------------------------------------------------------------------------------
+    standardize = observation_scaling(observations, args)
+    behavior = TanhGaussianPolicy(standardize, action_dim, args).to(device)
+    q = TwinQ(standardize, action_dim, args).to(device)
+    q_target = copy.deepcopy(q)
+    actor = copy.deepcopy(behavior)
+    behavior_ema = copy.deepcopy(behavior)  # averages of the weights, which act
+    actor_ema = copy.deepcopy(actor)
+    behavior_optimizer = torch.optim.AdamW(
+        behavior.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
+    )
+    optimizer = torch.optim.AdamW(
+        [{"params": q.parameters()}, {"params": actor.parameters(), "weight_decay": 0.0}],
+        lr=args.learning_rate, weight_decay=args.weight_decay, fused=True,
+    )  # fmt: skip
+    run = Run(
+        "brac", args, task, data, generator,
+        modules={
+            "behavior": behavior, "behavior_ema": behavior_ema, "q": q, "q_target": q_target, "actor": actor,
+            "actor_ema": actor_ema,
+        },
+        optimizers=[behavior_optimizer, optimizer],
+        can_change={"rl_steps"},
+    )  # fmt: skip
+
+    # ---- 1. Behavior policy ------------------------------------------------------------------------------------------
+    @accelerate(behavior_optimizer, args.compile)
+    def behavior_step(idx, ema_rate):
+        loss = behavior_loss(behavior, observations[idx], actions[idx])
+        minimize(loss, behavior_optimizer)
+        soft_update(behavior_ema, behavior, ema_rate)
+        return {"loss": loss}
+
+    for step in run.steps("bc", args.bc_steps):
+        idx = torch.randint(len(actions), (args.batch_size,), generator=generator, device=device)
+        ema_rate = max(1 - args.ema_decay, 10 / (9 + step))
+        run.log(behavior_step(idx, ema_rate))
+
+    # ---- 2. Behavior-regularized Q-learning --------------------------------------------------------------------------
+    scale = reward_scale(args, data, task)
+    n_step_rewards, discounts, last = n_step_targets(data, args.gamma, args.n_step)
+    n_step_rewards = scale * n_step_rewards
+    bootstrap_observations = data["next_observations"][last]
+
+    @accelerate(optimizer, args.compile)
+    def brac_step(idx, noise, ema_rate):
+        obs, action, bootstrap_obs = observations[idx], actions[idx], bootstrap_observations[idx]
+        with torch.no_grad():  # Bellman backup
+            next_normal = actor(bootstrap_obs)
+            next_kl = kl_divergence(next_normal, behavior_ema(bootstrap_obs)).sum(1)
+            next_action = (next_normal.mean + next_normal.stddev * noise[1]).tanh()
+            next_values = q_target(bootstrap_obs, next_action).amin(0) - args.alpha * next_kl
+            td_target = n_step_rewards[idx] + discounts[idx] * next_values
+            behavior_normal = behavior_ema(obs)
+        values = q(obs, action)
+        normal = actor(obs)
+        kl = kl_divergence(normal, behavior_normal).sum(1)
+        policy_action = (normal.mean + normal.stddev * noise[0]).tanh()
+        policy_values = q.with_fixed_weights(obs, policy_action).amin(0)
+        q_loss, actor_loss = brac_loss(values, td_target, policy_values, kl, args.alpha)
+        minimize(q_loss + actor_loss, optimizer)
+        soft_update(q_target, q, args.tau)
+        soft_update(actor_ema, actor, ema_rate)
+        return {"q_loss": q_loss, "actor_loss": actor_loss, "kl": kl.mean(), "q_values": values.mean()}
+
+    for step in run.steps("rl", args.rl_steps):
+        if step == 1:  # in place, because a CUDA graph keeps the tensors that it has seen
+            actor.load_state_dict(behavior_ema.state_dict())
+        idx = torch.randint(len(actions), (args.batch_size,), generator=generator, device=device)
+        noise = torch.randn(2, args.batch_size, action_dim, generator=generator, device=device)
+        ema_rate = max(1 - args.ema_decay, 10 / (9 + step))
+        run.log(brac_step(idx, noise, ema_rate))
+        if step % args.eval_every == 0 and step < args.rl_steps:
+            run.evaluate(actor_ema.act, step, args.eval_episodes)
+
+    return run.finish(
+        actor_ema.act, args.rl_steps, {"q": q, "actor": actor_ema, "behavior": behavior_ema},
+        gamma=args.gamma, n_step=args.n_step, reward_scale=scale,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    args = parse_args(Method)
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
-    torch.set_flush_denormal(True)  # moments of dead units get subnormal, which slows a CPU down
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
-    torch.manual_seed(args.seed)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    data, task = load_task(args)
-    data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    args.bc_steps = default_steps(len(data["actions"])) if args.bc_steps is None else args.bc_steps
-    args.total_steps = args.total_steps or default_steps(len(data["actions"]))
-    standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
-
-    sizes = standardize, action_dim, args.hidden_dim, args.layer_norm
-    behavior, q = TanhGaussianPolicy(*sizes).to(device), TwinQ(*sizes).to(device)
-    behavior_acting, q_target, actor, actor_acting = map(copy.deepcopy, (behavior, q, behavior, behavior))
-    adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    behavior_adam = adamw(behavior.parameters())
-    adam = adamw([{"params": q.parameters()}, {"params": actor.parameters(), "weight_decay": 0.0}])
-    networks = {"behavior": behavior, "behavior_acting": behavior_acting, "q": q, "q_target": q_target}
-    networks |= {"actor": actor, "actor_acting": actor_acting}
-    run = Run(args, task, nn.ModuleDict(networks), [behavior_adam, adam], generator)
-    settings = generator, len(data["actions"]), args.batch_size, args.compile
-
-    # The behavior policy.
-    @gradient_step(behavior_adam, *settings)
-    def behavior_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
-        metrics = behavior_loss(behavior, data["observations"][rows], data["actions"][rows])
-        minimize(metrics["loss"], behavior_adam)
-        follow(behavior_acting, behavior, ema)
-        return metrics
-
-    for step in run.steps("bc", args.bc_steps, "losses/bc_"):
-        run.metrics = behavior_step(ema_weight(args.ema_decay, step))
-
-    # Behavior-regularized Q-learning.
-    transitions, facts = n_step_transitions(args, data, task)
-    noise = partial(torch.randn, 2, args.batch_size, action_dim, generator=generator, device=device)
-
-    @gradient_step(adam, *settings, noise)
-    def brac_step(rows: torch.Tensor, noise: torch.Tensor, ema: torch.Tensor) -> Batch:
-        batch = {name: column[rows] for name, column in transitions.items()}
-        metrics = brac_loss(q, q_target, actor, behavior_acting, batch, noise, args.alpha)
-        minimize(metrics["loss"], adam)
-        follow(q_target, q, args.tau)
-        follow(actor_acting, actor, ema)
-        return metrics
-
-    for step in run.steps("rl", args.total_steps, "losses/"):
-        if step == 1:
-            actor.load_state_dict(behavior_acting.state_dict())
-        run.metrics = brac_step(ema_weight(args.ema_decay, step))
-        if step % args.eval_every == 0 and step < args.total_steps:
-            run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
-
-    modules = {"q": q, "actor": actor_acting, "behavior": behavior_acting}
-    run.finish(actor_acting.act, ("mean", "sampled"), modules, facts)
+    main(tyro.cli(Args, description=__doc__))

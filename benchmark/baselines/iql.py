@@ -1,122 +1,164 @@
 """IQL: implicit Q-learning with advantage-weighted regression, the continuous counterpart of SAQ-IQL.
 
-    V           mean |expectile - 1(u < 0)| u^2,  u = min Q_target(s, a) - V(s)
-    Q           mean (Q_1(s, a) - y)^2 + mean (Q_2(s, a) - y)^2,  y = w r + gamma (1 - terminal) V(s')
-    policy      mean -min (exp (beta u), 100) log pi(a|s),  pi(a|s) = N(mean(s), diag std^2);  acts by its mean
+    V           |expectile - 1(adv < 0)| adv^2                      adv = min Q_target(s, a) - V(s)
+    Q           (Q_1(s, a) - y)^2 + (Q_2(s, a) - y)^2               y = r + gamma (1 - terminal) V(s')
+    policy      -min(exp(beta adv), 100) log pi(a|s)                pi(a|s) = N(mean(s), diag(std^2))
 
-Kostrikov et al., ICLR 2022, equations 5 to 7. Departs from it where saq_iql.py departs from SAQ-IQL's paper, each by a
-flag: n-step targets, gamma and the reward factor w by one rule for every task, observations standardized, every network
-layer-normalized, weight decay, an average of the policy's weights acts, beta is about 1 / SAQ-IQL's temperature; no
-cosine schedule, no dropout. Data, evaluation and outputs are those of saq_iql.py.
+    Kostrikov et al., *Offline Reinforcement Learning with Implicit Q-Learning*, ICLR 2022, equations 5 to 7
 
-    python benchmark/baselines/iql.py                                # this repository's demo dataset
-    python benchmark/baselines/iql.py --env-id hopper-medium-v2      # or another id that `python -m tasks` lists
+It differs from the paper where saq_iql.py differs from SAQ-IQL's paper, and flags restore each setting: n-step targets,
+gamma and the scale of rewards follow from the data, observations are standardized, every network has layer
+normalization, Q has weight decay, an average of the policy's weights acts, and beta is about 1 / SAQ-IQL's temperature.
+There is no cosine schedule and no dropout. Dataset, evaluation and outputs are those of saq_iql.py.
+
+    python benchmark/baselines/iql.py --env-id hopper-medium-v2   # `python -m tasks` lists ids; the default is a demo
 """
 
 import copy
-import os
-import signal
 import sys
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the slow imports without a word
+from typing import Literal
 
 import torch
-import torch.nn as nn
-from bc import GaussianPolicy, default_steps
-from cql import TwinQ, n_step_transitions
+import tyro
+from bc import GaussianPolicy, observation_scaling
+from cql import TwinQ
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from saq_iql import Auto, Batch, Count, Fraction, Positive, Run, Weight, load_task, mlp, parse_args
-from vqvae import Standardize, ema_weight, follow, gradient_step, minimize
+from saq_iql import Run, check_ranges, fill_in_defaults, load_task, mlp, n_step_targets, prepare_torch, reward_scale
+from vqvae import accelerate, minimize, soft_update
 
 
-class Method(NamedTuple):
-    total_steps: Auto = None  # gradient steps of Q, V and policy; default twice 0.15 a transition, from 6000 to 100,000
-    batch_size: Count = 256  # transitions per gradient step
-    hidden_dim: Count = 256  # width of the hidden layers of every network
-    learning_rate: Positive = 3e-3  # of every network (the paper: 3e-4)
-    weight_decay: Weight = 1e-3  # AdamW's, for Q (the paper: 0)
-    standardize: bool = True  # standardize observations with the dataset's mean and deviation (the paper: raw)
-    layer_norm: bool = True  # normalize the hidden layers of every network (the paper: no)
-    ema_decay: Fraction = 0.9995  # decay of the averaged weights, which act; 0: last weights (the paper)
-    gamma: Annotated[float | None, (0, 1)] = None  # discount; default: 1 - 1/h, h: mean trajectory, play: limit / 4
-    n_step: Auto = None  # rewards per target; default: h / 50, 1 in play data (the paper: 1)
-    value_scale: Weight = 100.0  # largest discounted return of the data after scaling rewards; 0: no scaling
-    expectile: Fraction = 0.7  # of V over the actions of the data; 0.5: their mean
-    beta: Weight = 0.3  # inverse temperature of the weights: 0 imitates, high follows Q (the paper: 3 for locomotion)
-    tau: Fraction = 0.05  # weight of Q in each Polyak update of its target network (the paper: 0.005)
-    acting: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
+@dataclass
+class Args:
+    # Data
+    env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
+    dataset_path: str | None = None  # file in the layout of D4RL, robomimic or OGBench; None: the id's own
+    dataset_filter: str | None = None  # robomimic files: filter key, such as train; None: all demonstrations
+    observation_keys: list[str] | None = None  # robomimic files; None: end effectors, grippers, object
+    max_episode_steps: int | None = None  # step limit of episodes; None: the benchmark's
+
+    # Reinforcement learning
+    rl_steps: int | None = None  # gradient steps of Q, V and policy; None: 0.3 per transition, 6000 to 100,000
+    gamma: float | None = None  # discount; None: 1 - 1/h, with the horizon h of the data
+    n_step: int | None = None  # rewards per Bellman target; None: h / 50 (paper: 1)
+    value_scale: float = 100.0  # scale rewards so that the largest return of the data is this; 0: do not scale
+    expectile: float = 0.7  # V is this expectile of Q over the actions of the data
+    beta: float = 0.3  # inverse temperature of the policy: a low one imitates, a high one follows Q (paper: 3)
+    tau: float = 0.05  # rate at which the target network follows Q (paper: 0.005)
+
+    # Optimization
+    batch_size: int = 256
+    hidden_dim: int = 256  # width of the two hidden layers of every network
+    learning_rate: float = 3e-3  # of every network (paper: 3e-4)
+    weight_decay: float = 1e-3  # of AdamW, for Q (paper: 0)
+    standardize: bool = True  # standardize observations (paper: raw)
+    layer_norm: bool = True  # layer normalization in every network (paper: none)
+    ema_decay: float = 0.9995  # of the averaged weights, which act; 0: the last weights (paper)
+    compile: bool = False  # torch.compile the gradient step
+
+    # Evaluation and outputs
+    action_mode: Literal["mean", "sampled"] = "mean"  # the policy's mean, or a sample
+    eval_every: int = 10_000  # gradient steps between evaluations
+    eval_episodes: int = 10  # episodes of each evaluation
+    final_eval_episodes: int | None = None  # episodes after the last step; None: 100 (robosuite: 50)
+    capture_video: bool = False  # write video.gif of the final policy
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    run_dir: str | None = None  # folder of the run, which continues if it is there already; None: a new one in runs/
+    checkpoint_every: int = 10_000  # gradient steps between checkpoints
+    track: bool = False  # also log to Weights & Biases
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
-def iql_loss(
-    q: TwinQ, q_target: TwinQ, v: nn.Module, actor: GaussianPolicy, batch: Batch, expectile: float, beta: float
-) -> Batch:
-    """IQL's three losses (Kostrikov et al., 2022, equations 5 to 7), which share no parameter, as one sum.
+def iql_loss(q, v, q_target, td_target, log_prob, expectile, beta):
+    """IQL's losses of V, Q and policy (equations 5 to 7).
 
     Args:
-        v: maps observations to values (B, 1) of the states.
-        batch: as `n_step_transitions` has it, B rows.
+        q: (2, B), values of the actions taken, of both Q-functions.
+        v: (B,), V(s).
+        q_target: (B,), the smaller of the values of the two target networks.
+        td_target: (B,), y.
+        log_prob: (B,), log pi(a|s) of the actions taken.
 
-    Returns:
-        Scalars: `loss` to minimize, its parts `v_loss`, `q_loss`, `actor_loss`, and the means `v_values`, `q_values`.
+    Returns scalars, the losses of V, Q and policy.
     """
-    observations, actions = batch["observations"], batch["actions"]
-    with torch.no_grad():
-        targets = batch["returns"] + batch["discounts"] * v(batch["next_observations"]).squeeze(1)
-        target_taken = q_target(observations, actions).amin(0)
-    values = v(observations).squeeze(1)
-    taken = q(observations, actions)
-    u = target_taken - values
-    weights = (beta * u.detach()).exp().clamp(max=100.0)
-    v_loss = (torch.where(u < 0, 1.0 - expectile, expectile) * u.square()).mean()
-    q_loss = (taken - targets).square().mean(1).sum()
-    actor_loss = -(weights * actor.log_prob(observations, actions)).mean()
-    parts = {"v_loss": v_loss.detach(), "q_loss": q_loss.detach(), "actor_loss": actor_loss.detach()}
-    means = {"v_values": values.detach().mean(), "q_values": taken.detach().mean()}
-    return {"loss": v_loss + q_loss + actor_loss, **parts, **means}
+    advantage = q_target - v
+    expectile_weight = torch.where(advantage < 0, 1 - expectile, expectile)
+    v_loss = (expectile_weight * advantage.square()).mean()
+    q_loss = (q - td_target).square().mean(1).sum()
+    actor_weight = (beta * advantage.detach()).exp().clamp(max=100.0)
+    actor_loss = -(actor_weight * log_prob).mean()
+    return v_loss, q_loss, actor_loss
+
+
+def main(args: Args):
+    device = prepare_torch(args)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    task, data = load_task(args, device)
+    if args.rl_steps is None:  # policy and Q learn together, so they get the steps of both phases of SAQ-IQL
+        args = replace(args, rl_steps=2 * fill_in_defaults(args, data, task).rl_steps)
+    args = fill_in_defaults(args, data, task)
+    observations, actions = data["observations"], data["actions"]
+
+    # ---- Networks ----------------------------------------------------------------------------------------------------
+    standardize = observation_scaling(observations, args)
+    q = TwinQ(standardize, actions.shape[1], args).to(device)
+    v = mlp(standardize, 1, args)
+    actor = GaussianPolicy(standardize, actions.shape[1], args).to(device)
+    q_target = copy.deepcopy(q)
+    actor_ema = copy.deepcopy(actor)  # the average of the weights, which acts
+    optimizer = torch.optim.AdamW(
+        [{"params": q.parameters()}, {"params": [*v.parameters(), *actor.parameters()], "weight_decay": 0.0}],
+        lr=args.learning_rate, weight_decay=args.weight_decay, fused=True,
+    )  # fmt: skip
+    run = Run(
+        "iql", args, task, data, generator,
+        modules={"q": q, "q_target": q_target, "v": v, "actor": actor, "actor_ema": actor_ema},
+        optimizers=[optimizer],
+        can_change={"rl_steps"},
+    )  # fmt: skip
+
+    # ---- Implicit Q-learning -----------------------------------------------------------------------------------------
+    scale = reward_scale(args, data, task)
+    n_step_rewards, discounts, last = n_step_targets(data, args.gamma, args.n_step)
+    n_step_rewards = scale * n_step_rewards
+    bootstrap_observations = data["next_observations"][last]
+
+    @accelerate(optimizer, args.compile)
+    def iql_step(idx, ema_rate):
+        obs, action, bootstrap_obs = observations[idx], actions[idx], bootstrap_observations[idx]
+        with torch.no_grad():  # Bellman backup
+            td_target = n_step_rewards[idx] + discounts[idx] * v(bootstrap_obs).squeeze(1)
+            target_values = q_target(obs, action).amin(0)
+        values = q(obs, action)
+        state_values = v(obs).squeeze(1)
+        v_loss, q_loss, actor_loss = iql_loss(
+            values, state_values, target_values, td_target, actor.log_prob(obs, action), args.expectile, args.beta
+        )
+        minimize(v_loss + q_loss + actor_loss, optimizer)
+        soft_update(q_target, q, args.tau)
+        soft_update(actor_ema, actor, ema_rate)
+        return {
+            "v_loss": v_loss, "q_loss": q_loss, "actor_loss": actor_loss,
+            "v_values": state_values.mean(), "q_values": values.mean(),
+        }  # fmt: skip
+
+    for step in run.steps("rl", args.rl_steps):
+        idx = torch.randint(len(actions), (args.batch_size,), generator=generator, device=device)
+        ema_rate = max(1 - args.ema_decay, 10 / (9 + step))
+        run.log(iql_step(idx, ema_rate))
+        if step % args.eval_every == 0 and step < args.rl_steps:
+            run.evaluate(actor_ema.act, step, args.eval_episodes)
+
+    return run.finish(
+        actor_ema.act, args.rl_steps, {"q": q, "v": v, "actor": actor_ema},
+        gamma=args.gamma, n_step=args.n_step, reward_scale=scale,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    args = parse_args(Method)
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, and on a CPU that has it
-    torch.set_flush_denormal(True)  # moments of dead units get subnormal, which slows a CPU down
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # more are faster on idle cores, and several times slower on cores that others use
-    torch.manual_seed(args.seed)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    data, task = load_task(args)
-    data = {name: torch.from_numpy(column).to(device) for name, column in data.items()}
-    args.total_steps = args.total_steps or 2 * default_steps(len(data["actions"]))
-    standardize, action_dim = Standardize.for_data(data["observations"], args.standardize), data["actions"].shape[1]
-
-    q = TwinQ(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)
-    v = mlp(standardize, 1, args.hidden_dim, args.layer_norm).to(device)
-    actor = GaussianPolicy(standardize, action_dim, args.hidden_dim, args.layer_norm).to(device)
-    q_target, actor_acting = copy.deepcopy(q), copy.deepcopy(actor)
-    no_decay = [*v.parameters(), *actor.parameters()]
-    adamw = partial(torch.optim.AdamW, lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
-    adam = adamw([{"params": q.parameters()}, {"params": no_decay, "weight_decay": 0.0}])
-    networks = {"q": q, "q_target": q_target, "v": v, "actor": actor, "actor_acting": actor_acting}
-    run = Run(args, task, nn.ModuleDict(networks), [adam], generator)
-    transitions, facts = n_step_transitions(args, data, task)
-
-    @gradient_step(adam, generator, len(data["actions"]), args.batch_size, args.compile)
-    def iql_step(rows: torch.Tensor, ema: torch.Tensor) -> Batch:
-        batch = {name: column[rows] for name, column in transitions.items()}
-        metrics = iql_loss(q, q_target, v, actor, batch, args.expectile, args.beta)
-        minimize(metrics["loss"], adam)
-        follow(q_target, q, args.tau)
-        follow(actor_acting, actor, ema)
-        return metrics
-
-    for step in run.steps("rl", args.total_steps, "losses/"):
-        run.metrics = iql_step(ema_weight(args.ema_decay, step))
-        if step % args.eval_every == 0 and step < args.total_steps:
-            run.evaluate(actor_acting.act, args.acting, args.eval_episodes, step)
-
-    run.finish(actor_acting.act, ("mean", "sampled"), {"q": q, "v": v, "actor": actor_acting}, facts)
+    main(tyro.cli(Args, description=__doc__))
