@@ -110,7 +110,8 @@ def cql_loss(q, td_target, log_pi_b, p):
     Returns scalars, the loss and the penalty.
     """
     td_loss = (p * (q - td_target[:, None]).square()).sum(1).mean()
-    penalty = F.cross_entropy(q + log_pi_b, p)  # = logsumexp(q + log_pi_b) - sum_k p_k (q + log_pi_b)_k
+    logits = q + log_pi_b
+    penalty = (logits.logsumexp(1) - (p * logits).sum(1)).mean()
     return td_loss, penalty
 
 
