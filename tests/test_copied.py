@@ -1,9 +1,15 @@
 """A copied algorithm file: with `load_task` replaced, it learns from anyone's arrays and environment."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from known import stand_in_task
 
 import saq_bc
@@ -62,3 +68,42 @@ def test_a_file_learns_from_arrays_and_a_gymnasium_environment(monkeypatch, tmp_
     assert len(result["normalized_scores"]) == 5
     assert all(-400 < score < 0 for score in result["normalized_scores"])  # twenty steps of a pendulum
     assert np.load(tmp_path / "eval.npz")["step"].tolist() == [30] * 10 + [60] * 5
+
+
+MINE = """
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import saq_iql
+
+
+def load_task(args, device):
+    def evaluate(policy, episodes, seed, video):
+        lengths = np.abs(policy(np.zeros((episodes, 3)))).sum(1)
+        return {"seeds": np.arange(episodes), "returns": lengths, "lengths": lengths, "scores": lengths}
+
+    data = {name: torch.rand(500, 3) for name in ("observations", "next_observations", "actions")}
+    data |= {name: torch.zeros(500) for name in ("rewards", "terminals")}
+    data["ends"] = torch.arange(500) % 50 == 49
+    return SimpleNamespace(
+        env_id="mine", max_episode_steps=50, eval_episodes=2, dataset_scores=[0.0], action_low=[-1.0] * 3,
+        action_high=[1.0] * 3, evaluate=evaluate, print_scores=print,
+    ), data
+
+
+saq_iql.load_task = load_task
+saq_iql.main(saq_iql.Args(vqvae_steps=10, bc_steps=10, rl_steps=10, hidden_dim=16, device="cpu"))
+"""
+
+
+def test_a_file_and_vqvae_are_all_that_has_to_be_copied(tmp_path):
+    for name in ("saq_iql.py", "vqvae.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, "mine.py"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert len(list(tmp_path.glob("runs/mine__saq_iql__1__*/result.json"))) == 1
