@@ -356,9 +356,10 @@ def prepare_torch(args):
     torch.set_flush_denormal(True)  # Adam's moments of dead units become subnormal, which is slow on a CPU
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # more threads help on an idle machine but are several times slower on a busy one
-    if args.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(args.device)
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
 
 
 def load_task(args, device):

@@ -57,8 +57,9 @@ def read_run(folder: Path) -> Row:
     if not args["state_conditioned"]:
         quantizer = "action-only"
     quality, scores = result["vqvae"], read_scores(folder, result)
+    dataset = Path(args["dataset_path"]).stem if args["dataset_path"] else args["env_id"]
     return Row(
-        dataset=Path(args["dataset_path"]).stem if args["dataset_path"] else args["env_id"],
+        dataset=dataset,
         algorithm=algorithm,
         quantizer=quantizer,
         codebook_size=args["codebook_size"],

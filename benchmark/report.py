@@ -432,8 +432,9 @@ def block_tables(block: str, cells: Cells) -> tuple[str, str]:
     for name in algorithms:
         column = [facts[row, name] for row in rows if (row, name) in facts]
         paper = [PAPER[row, name] for row in rows if (row, name) in PAPER]
-        ours = beside(mean(cell["score"] for cell in column), mean(paper) if len(paper) == len(rows) else None)
-        averages.append(ours if len(column) == len(rows) else "")
+        paper_mean = mean(paper) if len(paper) == len(rows) else None
+        ours = beside(mean(cell["score"] for cell in column), paper_mean) if len(column) == len(rows) else ""
+        averages.append(ours)
     scores = f"## {block}\n\n" + markdown(["dataset", "data", *algorithms], lines + [averages] * (len(rows) > 1))
     if minari:
         scores += "\\* Minari's version of dataset and environment; the paper's numbers are of D4RL's.\n\n"
@@ -452,7 +453,8 @@ def block_tables(block: str, cells: Cells) -> tuple[str, str]:
 
 def settings_table(settings: list[Setting], select: str) -> str:
     """Markdown: how a setting is chosen, how many each algorithm has, and those of the algorithms that have several."""
-    text = "## Settings\n" + SELECTION.format(group="a block" if select == "block" else "the report")
+    group_name = "a block" if select == "block" else "the report"
+    text = "## Settings\n" + SELECTION.format(group=group_name)
     rows = []
     for group, members in by(settings, lambda setting: setting.group).items():
         algorithms = by(members, lambda setting: setting.algorithm)

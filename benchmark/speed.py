@@ -208,7 +208,8 @@ def main(args: Args) -> None:
     torch.set_float32_matmul_precision("high")  # this and the next line as in the algorithm files
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device_name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device_name)
     torch.set_default_device(device)
     layers = layers_of_phases(args)
     for name, run in make_phases(args, device).items():

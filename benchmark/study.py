@@ -119,10 +119,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for row in own:
             x = columns.index((row["dataset"], row["algorithm"]))
             image[y, x] = gain(row)
-            style = {"color": "white" if abs(image[y, x]) > 70 else "black", "ha": "center", "va": "center"}
-            axis.text(
-                x, y, f"{round(image[y, x]):+}", fontsize=11, weight="bold" if image[y, x] < -10 else None, **style
-            )
+            color = "white" if abs(image[y, x]) > 70 else "black"
+            weight = "bold" if image[y, x] < -10 else None
+            text = f"{round(image[y, x]):+}"
+            axis.text(x, y, text, fontsize=11, color=color, weight=weight, ha="center", va="center")
     axis.imshow(image, cmap="PuOr", vmin=-110, vmax=110, aspect="auto")
     names = [own[0]["change"].strip("`") for own in changes]
     axis.set_yticks(range(len(changes)), [LABELS.get(name, name) for name in names], fontsize=11)
@@ -162,7 +162,8 @@ def main(args: Args) -> None:
             others = {mode: None for run in same for mode in run.scores if mode != usual}
             shown = {f"`action_mode={mode}`": mode for mode in others}
         for change, mode in shown.items():
-            if row := compare(defaults.get(tuple(key), []), same, (usual, mode), args.resamples):
+            row = compare(defaults.get(tuple(key), []), same, (usual, mode), args.resamples)
+            if row:
                 rows.append({"change": change} | row)
     if not rows:
         fail(f"no SAQ runs at the defaults and changed, of one seed, in {', '.join(args.folders)}")
@@ -187,7 +188,8 @@ as the paper does. Empty: no runs of both.
     write_runs(out, runs, changes)
     (out / "study.csv").write_text(csv_text(rows))
     (out / "study.md").write_text(text.rstrip() + "\n")
-    if trained := [row for row in rows if not is_mode(row)]:
+    trained = [row for row in rows if not is_mode(row)]
+    if trained:
         draw(trained, out / "study.png")
     print(f"wrote {out}")
 

@@ -41,7 +41,8 @@ class Operator:
         self.rng = rng
         self.gain = rng.uniform(8.0, 12.0) if careful else rng.uniform(3.0, 9.0)
         self.noise = 0.05 if careful else rng.uniform(0.1, 0.5)
-        self.aim_error = rng.normal(0.0, 0.003 if careful else 0.018, size=3)
+        deviation = 0.003 if careful else 0.018
+        self.aim_error = rng.normal(0.0, deviation, size=3)
         self.closing_steps = 3 if careful else int(rng.integers(1, 5))
         self.clearance = rng.uniform(0.05, 0.09)
         self.phase, self.waited = "reach", 0

@@ -36,7 +36,8 @@ def code_grid(axis: plt.Axes, x: float) -> None:
     for code in range(CODES):
         row, column = divmod(code, 8)
         corner = (x + (column - 4) * size, 2 + (3 - row) * size)
-        axis.add_patch(Rectangle(corner, size, size, fc=DARK if code == CHOSEN else LIGHT, ec="white", linewidth=0.8))
+        color = DARK if code == CHOSEN else LIGHT
+        axis.add_patch(Rectangle(corner, size, size, fc=color, ec="white", linewidth=0.8))
     axis.text(x, 2.78, "code c", ha="center", fontsize=13, weight="bold")
 
 
@@ -46,7 +47,8 @@ def values(axis: plt.Axes, x: float) -> None:
     heights[13] = 1.25 * heights.max()
     for code, height in enumerate(1.15 * heights / heights.max()):
         corner = (x - 0.96 + 0.06 * code, 1.42)
-        axis.add_patch(Rectangle(corner, 0.045, height, fc=DARK if code == 13 else "#8aa4bd"))
+        color = DARK if code == 13 else "#8aa4bd"
+        axis.add_patch(Rectangle(corner, 0.045, height, fc=color))
     axis.text(x, 2.78, "Q(s, k), policy π(k|s)", ha="center", fontsize=13, weight="bold")
 
 

@@ -104,7 +104,8 @@ def test_n_step_targets_stop_at_terminals_and_at_ends(n):
             total += 0.5 ** (steps - 1) * data["rewards"][row].item()
         assert returns[start].item() == pytest.approx(total)
         assert last[start].item() == row
-        assert discounts[start].item() == pytest.approx(0.0 if data["terminals"][row] else 0.5**steps)
+        expected = 0.0 if data["terminals"][row] else 0.5**steps
+        assert discounts[start].item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("backup", ["expected", "greedy"])

@@ -305,7 +305,8 @@ class Server(http.server.BaseHTTPRequestHandler):
     body, sent = b"", 0
 
     def do_GET(self):
-        self.send_response(200 if self.body else 404)
+        status = 200 if self.body else 404
+        self.send_response(status)
         self.send_header("Content-Length", str(len(self.body)))
         self.end_headers()
         self.wfile.write(self.body[: self.sent])
