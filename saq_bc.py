@@ -188,6 +188,7 @@ def fill_in_defaults(args, data, task):
     thousands = 3 * len(data["actions"]) // 20_000  # 0.15 per transition
     steps = 1000 * min(max(thousands, 3), 50)
     defaults = {"vqvae_steps": steps, "bc_steps": steps, "final_eval_episodes": task.eval_episodes}
+    # The continuous counterparts, which call this function too, do not have all of these arguments.
     missing = {name: value for name, value in defaults.items() if hasattr(args, name) and getattr(args, name) is None}
     return replace(args, **missing)
 

@@ -317,6 +317,7 @@ def fill_in_defaults(args, data, task):
         "n_step": 1 if is_play_data or is_single_transitions else max(round(horizon / 50), 1),
         "final_eval_episodes": task.eval_episodes,
     }
+    # The continuous counterparts, which call this function too, do not have all of these arguments.
     missing = {name: value for name, value in defaults.items() if hasattr(args, name) and getattr(args, name) is None}
     return replace(args, **missing)
 
