@@ -24,7 +24,6 @@ import importlib.metadata
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -49,10 +48,12 @@ from vqvae import VQVAE, Standardize, accelerate, minimize, replace_file, soft_u
 @dataclass
 class Args:
     # Data
-    env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
-    dataset_path: str | None = None  # dataset file in D4RL, robomimic or OGBench format; None: the dataset of env_id
-    dataset_filter: str | None = None  # robomimic files: filter key, such as train; None: all demonstrations
-    observation_keys: list[str] | None = None  # robomimic files; None: end effectors, grippers, object
+    env_id: str | None = None  # dataset and environment, see `python -m tasks`; None: as dataset_path says, or the demo
+    dataset_path: str | None = None  # D4RL, robomimic or OGBench file, or LeRobot folder; None: the dataset of env_id
+    dataset_filter: str | None = None  # robomimic: filter key, such as train; None: all demonstrations
+    observation_keys: list[str] | None = None  # robomimic: None for end effectors, grippers, object; LeRobot: the state
+    assume_success: bool = False  # LeRobot data without rewards: count every episode as a success
+    sparse_rewards: bool = False  # OGBench: -1 until the whole task is solved, in place of rewards for its parts
     max_episode_steps: int | None = None  # maximum episode length; None: the benchmark's
 
     # Codes
@@ -350,8 +351,6 @@ def prepare_torch(args):
     """Seed PyTorch, set precision and threads, and return the device."""
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: PyTorch finds no GPU; use --device cpu")
-    if args.compile and not shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]):
-        fail("--compile needs a C++ compiler (Debian, Ubuntu: apt-get install g++)")
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU
     torch.set_flush_denormal(True)  # Adam's moments of dead units become subnormal, which is slow on a CPU
@@ -360,7 +359,19 @@ def prepare_torch(args):
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.compile:
+        check_compiler(device)
     return torch.device(device)
+
+
+def check_compiler(device):
+    """Compile a small function, because torch.compile depends on much that a machine can lack."""
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except Exception as error:  # no compiler, no headers, a cache folder without permission to write or execute, ...
+        lines = str(error).splitlines()
+        reason = next((line for line in lines if "error:" in line), lines[0])
+        fail(f"--compile: PyTorch cannot compile here (Debian, Ubuntu: apt-get install g++ python3-dev): {reason}")
 
 
 def load_task(args, device):
@@ -377,9 +388,8 @@ def load_task(args, device):
     import tasks
 
     try:
-        task = tasks.make(
-            args.env_id, args.dataset_path, args.dataset_filter, args.observation_keys, args.max_episode_steps
-        )
+        options = {name: getattr(args, name) for name in tasks.OPTIONS}
+        task = tasks.make(args.env_id, args.dataset_path, **options)
         if args.capture_video:
             task.check_video()
         data = task.dataset()
@@ -392,7 +402,7 @@ def load_task(args, device):
 def load_vqvae(vqvae, path):
     """Give vqvae the weights of another run's vqvae.pt."""
     try:
-        vqvae.load_weights(path)
+        vqvae.load_weights(Path(path).expanduser())
     except (ValueError, OSError) as error:
         fail(f"--vqvae-path: {error}")
 
@@ -593,6 +603,7 @@ class Run:
             "env_id": self.args.env_id,
             "algorithm": self.algorithm,
             "seed": self.args.seed,
+            "sparse_rewards": self.args.sparse_rewards,
             "action_mode": self.args.action_mode,
             "normalized_score": np.mean(scores),
             "normalized_scores": scores,

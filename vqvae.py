@@ -47,7 +47,7 @@ class Standardize(nn.Module):
     def for_data(cls, x: torch.Tensor) -> "Standardize":
         """Standardize by the mean and the standard deviation (plus 1e-3) of x (N, D); constant columns become 0."""
         low, high = x.aminmax(dim=0)
-        is_constant = high - low <= 1e-5 * torch.maximum(high, -low)
+        is_constant = high - low <= 4 * torch.finfo(x.dtype).eps * torch.maximum(high, -low)  # apart from rounding
         std = x.std(0, unbiased=False) + 1e-3
         return cls(x.mean(0), torch.where(is_constant, torch.inf, std))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -34,13 +34,13 @@ class Args:
 
 
 @cache
-def read(env_id: str, path: str | None, key: str | None, names: tuple[str, ...]):
-    """The dataset for the arguments of a run.
+def read(env_id: str, path: str | None, options: tuple[tuple[str, Any], ...]):
+    """The dataset of a run's id or of a file, with options of `tasks.make`, which are hashable here.
 
     Returns two pairs of observations (M, observation_dim) and actions (M, action_dim): those to train on, and those
     that the task holds out, which are empty if it has an environment.
     """
-    task = tasks.make(env_id, path, key, list(names) or None)
+    task = tasks.make(env_id, path, **dict(options))
     data = task.dataset()
     own = torch.from_numpy(data["observations"]), torch.from_numpy(data["actions"])
     return own, tuple(map(torch.from_numpy, task.held_out))
@@ -70,13 +70,15 @@ def main(args: Args) -> None:
             behavior.load_state_dict(model["behavior"])
         except Exception as error:  # damaged files fail in many ways
             fail(f"{folder} is not the folder of a finished run of saq_*.py ({error!r:.200})")
-        if known.env_id != "none" and args.dataset_path is None:
-            fail(f"name a file with other episodes of {known.env_id} by --dataset-path")
-        names = tuple(known.observation_keys or ())
+        options = {name: getattr(known, name) for name in tasks.OPTIONS}
+        options["observation_keys"] = tuple(known.observation_keys or ())
         try:
-            own, other = read(known.env_id, known.dataset_path, known.dataset_filter, names)
-            if known.env_id != "none":
-                other, _ = read(known.env_id, args.dataset_path, args.dataset_filter, names)
+            own, other = read(known.env_id, known.dataset_path, tuple(options.items()))
+            if not other:
+                if args.dataset_path is None:
+                    fail(f"name a file with other episodes of {known.env_id} with --dataset-path")
+                options["dataset_filter"] = args.dataset_filter
+                other, _ = read(known.env_id, args.dataset_path, tuple(options.items()))
         except (tasks.TaskError, OSError) as error:
             fail(error)
         reconstruction, entropy = errors(vqvae, behavior, *own)

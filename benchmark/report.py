@@ -151,7 +151,11 @@ def dataset_name(args: dict[str, Any]) -> str:
         minari = re.fullmatch(r"D4RL/(kitchen|antmaze)/([a-z-]+)-v\d+", env_id)
         row = f"{minari[1]}-{minari[2]}-{'v0' if minari[1] == 'kitchen' else 'v2'}" if minari else ROBOMIMIC.get(env_id)
         name = row if row in BLOCKS else env_id
-    return f"{name} ({args['dataset_filter']})" if args["dataset_filter"] else name
+    if args["dataset_filter"]:
+        name += f" ({args['dataset_filter']})"
+    if args.get("sparse_rewards"):
+        name += " (sparse rewards)"
+    return name
 
 
 def algorithm_name(stem: str) -> str:

@@ -97,8 +97,8 @@ def main(args: Args) -> dict[str, np.ndarray]:
 def evaluate(policy: Policy, model: dict[str, Any], args: Args) -> dict[str, np.ndarray]:
     """Seeds, returns, lengths and scores of episodes in the run's environment."""
     run = SimpleNamespace(**model["args"])
-    task = tasks.make(run.env_id, run.dataset_path, run.dataset_filter, run.observation_keys, run.max_episode_steps)
-    if run.env_id == "none":  # there the evaluation is on trajectories that the dataset holds out
+    task = tasks.make(run.env_id, run.dataset_path, **{name: getattr(run, name) for name in tasks.OPTIONS})
+    if not task.has_env:  # then the evaluation is on trajectories that the dataset holds out
         task.dataset()
     generator = torch.Generator().manual_seed(args.seed)
 

@@ -1,4 +1,4 @@
-"""Datasets and environments of offline RL by id: D4RL, robomimic, OGBench, Minari, a demo, data without environment.
+"""Datasets and environments of offline RL by id: D4RL, robomimic, OGBench, Minari, LeRobot, a demo, your own files.
 
     task = tasks.make("hopper-medium-v2")       # downloads the dataset if it is missing
     data = task.dataset()                       # dict of arrays, one row a transition
@@ -14,17 +14,18 @@ from pathlib import Path
 
 from tasks.common import TaskError
 from tasks.d4rl import D4RL
-from tasks.demo import ID as DEFAULT
 from tasks.demo import Demo
+from tasks.lerobot import LeRobot, PushT
 from tasks.minari import Minari
 from tasks.ogbench import OGBench
 from tasks.own import Own
 from tasks.robomimic import Robomimic
 from tasks.task import Task
 
-__all__ = ["DEFAULT", "Task", "TaskError", "ids", "locate", "make"]
+__all__ = ["OPTIONS", "Task", "TaskError", "ids", "locate", "make"]
 
-SOURCES = (Own, Robomimic, Demo, D4RL, OGBench, Minari)  # the first that matches makes the task
+SOURCES = (Own, Robomimic, Demo, D4RL, OGBench, PushT, LeRobot, Minari)  # the first that matches makes the task
+OPTIONS = ("dataset_filter", "observation_keys", "assume_success", "sparse_rewards", "max_episode_steps")  # of `make`
 
 
 def ids() -> list[str]:
@@ -42,20 +43,27 @@ def locate(env_id: str) -> tuple[Path, str | None]:
 
 
 def make(
-    env_id: str = DEFAULT,
+    env_id: str | None = None,
     dataset_path: str | Path | None = None,
     dataset_filter: str | None = None,
     observation_keys: list[str] | None = None,
+    assume_success: bool = False,
+    sparse_rewards: bool = False,
     max_episode_steps: int | None = None,
 ) -> Task:
     """The task of an id. Its dataset is downloaded if it is missing.
 
     Args:
-        env_id: an id of `ids()`; an id of Minari, which has a slash; or none, for a file without an environment.
-        dataset_path: a file in place of the id's own: HDF5 in D4RL's or robomimic's layout, .npz in OGBench's. A
-            robomimic file brings its environment: leave `env_id` out, or name an id with the same environment.
+        env_id: an id of `ids()`; an id of Minari, which has a slash; lerobot:OWNER/NAME for a LeRobot dataset on the
+            Hugging Face Hub; or none, for data without an environment. None: the environment that a robomimic file
+            describes, none for a LeRobot folder, and the demo's in all other cases.
+        dataset_path: a file in place of the id's own: HDF5 in D4RL's or robomimic's layout, .npz in OGBench's, or a
+            LeRobot folder.
         dataset_filter: robomimic files: filter key of the demonstrations to use, such as train; default all.
-        observation_keys: robomimic files: observations to use; default end effector and gripper of each arm, object.
+        observation_keys: observations to use. The default in robomimic files is end effector and gripper of each arm
+            and the object, in LeRobot data observation.state and, if there is one, observation.environment_state.
+        assume_success: LeRobot data without rewards: count every episode as a success.
+        sparse_rewards: OGBench: -1 until the whole task is solved, in place of rewards for its parts.
         max_episode_steps: step limit of the environment in place of the benchmark's.
 
     Raises:
@@ -64,19 +72,29 @@ def make(
     """
     if max_episode_steps is not None and max_episode_steps < 1:
         raise TaskError(f"an episode cannot have {max_episode_steps} steps")
-    path = None if dataset_path is None else Path(dataset_path)
+    path = None if dataset_path is None else Path(dataset_path).expanduser()
     if path is not None and not path.exists():
         raise TaskError(f"there is no file {path}")
     source = find_source(env_id, path)
-    task = source(env_id, path, dataset_filter=dataset_filter, observation_keys=observation_keys)
+    task = source(
+        env_id,
+        path,
+        dataset_filter=dataset_filter,
+        observation_keys=observation_keys,
+        assume_success=assume_success,
+        sparse_rewards=sparse_rewards,
+    )
     task.max_episode_steps = max_episode_steps or task.max_episode_steps
     return task
 
 
-def find_source(env_id: str, path: Path | None = None) -> type[Task]:
+def find_source(env_id: str | None, path: Path | None = None) -> type[Task]:
     """The first source that makes the task of an id, or of an id with a file. Raises TaskError if there is none."""
     for source in SOURCES:
         if source.matches(env_id, path):
             return source
     similar = ", ".join(difflib.get_close_matches(env_id, ids(), n=3, cutoff=0.0))
-    raise TaskError(f"unknown id {env_id}; did you mean {similar}? Ids of Minari have a slash")
+    raise TaskError(
+        f"unknown id {env_id}; did you mean {similar}? Ids of Minari have a slash, and none is for "
+        "data without an environment"
+    )

@@ -19,12 +19,16 @@ class Args:
     env_id: tyro.conf.Positional[str | None] = None
     """id of the dataset; without an id and a file the ids are listed"""
     dataset_path: str | None = None
-    """file in place of the id's own: HDF5 in the layout of D4RL or robomimic, .npz of OGBench; a robomimic file needs
-    no id"""
+    """D4RL, robomimic or OGBench file, or LeRobot folder, in place of the id's own dataset"""
     dataset_filter: str | None = None
     """robomimic files: filter key of the demonstrations to use, such as train (default: all)"""
     observation_keys: list[str] | None = None
-    """robomimic files: observations to use (default: end effector and gripper of each arm, object)"""
+    """observations to use (default in robomimic files: end effector and gripper of each arm, object; in LeRobot data:
+    the state)"""
+    assume_success: bool = False
+    """LeRobot data without rewards: count every episode as a success"""
+    sparse_rewards: bool = False
+    """OGBench: -1 until the whole task is solved, in place of rewards for its parts"""
     max_episode_steps: int | None = None
     """step limit of the environment (default: the benchmark's)"""
 
@@ -36,20 +40,16 @@ def list_ids() -> None:
         here = "here" if path.exists() else "not here"
         print(f"{env_id:<50} {here:<8} {path}")
     print(
-        "Ids with a slash are Minari's, such as D4RL/kitchen/mixed-v2; https://minari.farama.org lists them. The id "
-        "none is for a file without an environment, such as a real robot's."
+        "Ids with a slash are Minari's, such as D4RL/kitchen/mixed-v2; https://minari.farama.org lists them. "
+        "lerobot:OWNER/NAME is a LeRobot dataset on the Hugging Face Hub. The id none is for data without an "
+        "environment, such as a real robot's."
     )
 
 
 def describe(args: Args) -> None:
     """Make the task, load and check its dataset, and print a summary."""
-    task = tasks.make(
-        args.env_id or tasks.DEFAULT,
-        args.dataset_path,
-        args.dataset_filter,
-        args.observation_keys,
-        args.max_episode_steps,
-    )
+    options = {name: getattr(args, name) for name in tasks.OPTIONS}
+    task = tasks.make(args.env_id, args.dataset_path, **options)
     data = task.dataset()
     lengths = np.diff(np.flatnonzero(data["ends"]), prepend=-1)
     print(task.describe(data))

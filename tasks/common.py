@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium as gym
 import h5py
+import numpy as np
 
 
 class TaskError(ValueError):
@@ -48,16 +49,40 @@ def data_folder(variable: str, *default: str) -> Path:
     """The folder named by an environment variable; without the variable, `default` inside the home folder."""
     folder = os.environ.get(variable)
     if folder:
-        return Path(folder)
+        os.environ[variable] = os.path.expanduser(folder)  # packages that read the variable too do not expand ~
+        return Path(os.environ[variable])
     with task_errors(f"there is no home folder to keep datasets in; set {variable} to a folder"):
         return Path.home().joinpath(*default)  # fails in containers whose user has no entry in /etc/passwd
 
 
-def download(url: str, path: Path) -> None:
-    """Download an HDF5 file. It appears at `path` only when it is complete and can be opened.
+def read_array(dataset: h5py.Dataset) -> np.ndarray:
+    """The content of an HDF5 dataset.
 
     Raises:
-        TaskError: if the download fails or its result is not an HDF5 file.
+        TaskError: if it is a virtual dataset with a missing part, which HDF5 would silently replace by zeros.
+    """
+    if dataset.is_virtual:
+        folder = Path(dataset.file.filename).parent
+        for part in dataset.virtual_sources():
+            if part.file_name == ".":  # in the same file
+                continue
+            with task_errors(f"{dataset.name} consists of parts in other files, and {part.file_name} cannot be read"):
+                path = folder / part.file_name
+                if not path.exists():
+                    path = Path(part.file_name)  # HDF5 also looks in the working directory
+                with h5py.File(path, "r") as file:
+                    file[part.dset_name]
+    return dataset[()]
+
+
+def download(url: str, path: Path, check: Callable[[Path], None]) -> None:
+    """Download a file. It appears at `path` only when it is complete and has passed the check.
+
+    Args:
+        check: raises an error if a file is damaged.
+
+    Raises:
+        TaskError: if the download fails or its result does not pass the check.
     """
     import pooch
 
@@ -68,7 +93,7 @@ def download(url: str, path: Path) -> None:
         with task_errors(f"cannot download {url}; download it by other means and put it at {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             pooch.retrieve(url, None, temporary.name, temporary.parent, downloader=downloader)
-            h5py.File(temporary, "r").close()
+            check(temporary)
             os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
+import h5py
 import numpy as np
 
 from tasks.common import data_folder, download, quiet
-from tasks.d4rl_file import read_d4rl_file
 from tasks.task import Task
 from tasks.transitions import Transitions
 
@@ -63,12 +63,12 @@ BENCHMARKS = {
 
 
 class D4RL(Task):
-    """A D4RL id. `path` is any HDF5 file in D4RL's layout; the default is the id's own, downloaded if it is missing."""
+    """A D4RL id. `path` replaces the id's own dataset, which is downloaded if it is missing."""
 
     IDS = tuple(BENCHMARKS)
 
-    def __init__(self, env_id: str, path: Path | None = None, **selection):
-        super().__init__(env_id, path, **selection)
+    def __init__(self, env_id: str, path: Path | None = None, **options):
+        super().__init__(env_id, path, **options)
         self.benchmark = BENCHMARKS[env_id]
         self.max_episode_steps = self.benchmark.max_episode_steps
         self.min_return = self.benchmark.min_return
@@ -76,7 +76,7 @@ class D4RL(Task):
         if path is None:
             self.path, url = self.locate(env_id)
             if not self.path.exists():
-                download(url, self.path)
+                download(url, self.path, lambda path: h5py.File(path, "r").close())
 
     @classmethod
     def locate(cls, env_id: str) -> tuple[Path, str]:
@@ -85,7 +85,7 @@ class D4RL(Task):
         return data_folder("D4RL_DATASET_DIR", ".d4rl", "datasets") / Path(url).name, url
 
     def read(self) -> Transitions:
-        return read_d4rl_file(self.path, self.benchmark.max_episode_steps)
+        return self.read_file(self.benchmark.max_episode_steps)
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         is_adroit = self.benchmark.gym_id.startswith("Adroit")

@@ -5,7 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tasks.common import TaskError, task_errors
+from tasks.common import TaskError, read_array, task_errors
 from tasks.transitions import Transitions, check_columns
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -65,7 +65,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
             if key not in file:
                 raise TaskError(f"the key {key!r} is missing; files in D4RL's layout have {', '.join(REQUIRED)}")
         keys = [key for key in (*REQUIRED, *OPTIONAL) if key in file]
-        return check_columns({key: np.atleast_1d(file[key][()]) for key in keys})
+        return check_columns({key: np.atleast_1d(read_array(file[key])) for key in keys})
 
 
 def counted_timeouts(terminals: np.ndarray, max_episode_steps: int) -> np.ndarray:
@@ -127,7 +127,7 @@ def rows_follow(observations: np.ndarray, next_observations: np.ndarray, ends: n
     with noise of a tenth of the standard deviation, about 0.4 with noise of half, and about 1 in shuffled files.
 
     Args:
-        observations, next_observations: (N, o) float32.
+        observations, next_observations: (N, o).
         ends: (N,) bool.
     """
     rows = np.flatnonzero(~ends[:-1])
@@ -138,7 +138,7 @@ def rows_follow(observations: np.ndarray, next_observations: np.ndarray, ends: n
     random_rows = rng.integers(len(ends), size=len(rows))
     sample = observations[random_rows]
     deviation = sample.std(0, dtype=np.float64)
-    changing = deviation > 1e-6 * np.abs(sample).max(0)  # otherwise it is the rounding of float32
+    changing = deviation > 10 * np.finfo(sample.dtype).eps * np.abs(sample).max(0)  # otherwise it is rounding
 
     def median_distance(others: np.ndarray) -> float:
         differences = next_observations[rows] - observations[others]

@@ -6,7 +6,6 @@ import gymnasium as gym
 import numpy as np
 
 from tasks.common import quiet
-from tasks.d4rl_file import read_d4rl_file
 from tasks.evaluation import EndAtSuccess
 from tasks.task import Task
 from tasks.transitions import Transitions
@@ -24,15 +23,19 @@ class Demo(Task):
     STEP_LIMIT = 50
     max_episode_steps = STEP_LIMIT
 
-    def __init__(self, env_id: str, path: Path | None = None, **selection):
-        super().__init__(env_id, path or self.locate(env_id)[0], **selection)
+    def __init__(self, env_id: str | None, path: Path | None = None, **options):
+        super().__init__(ID, path or self.locate(ID)[0], **options)
+
+    @classmethod
+    def matches(cls, env_id: str | None, path: Path | None) -> bool:
+        return env_id in (None, ID)
 
     @classmethod
     def locate(cls, env_id: str) -> tuple[Path, None]:
         return Path(__file__).resolve().parent.parent / "demo" / f"{env_id}.hdf5", None
 
     def read(self) -> Transitions:
-        return read_d4rl_file(self.path, self.STEP_LIMIT)
+        return self.read_file(self.STEP_LIMIT)
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         with quiet():

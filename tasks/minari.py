@@ -28,8 +28,8 @@ class Minari(Task):
 
     processes = True
 
-    def __init__(self, env_id: str, path: Path | None = None, **selection):
-        super().__init__(env_id, path, **selection)
+    def __init__(self, env_id: str, path: Path | None = None, **options):
+        super().__init__(env_id, path, **options)
         if env_id in STAND_INS:
             raise TaskError(f"the environment of {env_id} needs MuJoCo 2.1; use Minari's {STAND_INS[env_id]} instead")
         folder, _ = self.locate(env_id)
@@ -47,6 +47,7 @@ class Minari(Task):
             limit = spec.get("max_episode_steps") or -1
             min_return = float(metadata.get("ref_min_score") or 0.0)
             max_return = float(metadata.get("ref_max_score") or 0.0)
+        self.env_kwargs = spec.get("kwargs") or {}
         self.max_episode_steps = limit if limit > 0 else int(longest)
         if min_return != max_return:
             self.min_return = min_return
@@ -56,7 +57,7 @@ class Minari(Task):
             self.max_return = 100.0
 
     @classmethod
-    def matches(cls, env_id: str, path: Path | None) -> bool:
+    def matches(cls, env_id: str | None, path: Path | None) -> bool:
         return "/" in env_id or env_id in STAND_INS or cls.locate(env_id)[0].exists()
 
     @classmethod
@@ -91,7 +92,7 @@ class Minari(Task):
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         settings = {"max_episode_steps": self.max_episode_steps}
-        if render_mode:  # not every environment takes this argument
+        if render_mode or "render_mode" in self.env_kwargs:  # not every environment takes this argument
             settings["render_mode"] = render_mode
         with quiet():
             env = self.stored.recover_environment(eval_env=True, **settings)

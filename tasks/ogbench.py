@@ -1,17 +1,23 @@
 """OGBench's single-task datasets, with the package's rewards, episode ends and environments."""
 
 import contextlib
+import logging
+import os
 import re
+import tempfile
+import zipfile
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 
-from tasks.common import TaskError, data_folder, quiet, task_errors
+from tasks.common import TaskError, data_folder, download, quiet, task_errors
 from tasks.evaluation import EndAtSuccess
 from tasks.task import Task
 from tasks.transitions import Transitions, check_columns
 
+SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+MIRROR = "zhouzypaul/ogbench_datasets"  # on the Hugging Face Hub, by an author of OGBench's laboratory
 SINGLE_TASK = re.compile(r"(?P<env>.+)-(?P<kind>[^-]+)-(?P<task>singletask(-task[1-5])?-v0)")
 DATASETS = {  # the kinds of data for each environment with vector observations; two environments have none
     **{f"pointmaze-{size}": ("navigate", "stitch") for size in ("medium", "large", "giant", "teleport")},
@@ -35,27 +41,29 @@ class OGBench(Task):
     the part of the id that names the kind of data may be any word.
 
     Trajectories are play data, which go on after the goal. `terminals` are 1 where OGBench's masks are 0, and `ends`
-    are where OGBench's terminals are 1. A trajectory is a success if it reaches the goal at some step.
+    are where OGBench's terminals are 1. A trajectory is a success if it reaches the goal at some step. With
+    `sparse_rewards` the reward is -1 until the whole task is solved, and 0 then; the package's own rewards count the
+    parts of the task that are left.
     """
 
     IDS = tuple(
         f"{environment}-{kind}-{task}-v0" for environment, kinds in DATASETS.items() for kind in kinds for task in TASKS
     )
+    OPTIONS = ("sparse_rewards",)
     processes = True
 
-    def __init__(self, env_id: str, path: Path | None = None, **selection):
-        super().__init__(env_id, path, **selection)
+    def __init__(self, env_id: str, path: Path | None = None, **options):
+        super().__init__(env_id, path, **options)
         match = SINGLE_TASK.fullmatch(env_id)
-        package = import_ogbench()
+        import_ogbench()
         self.max_episode_steps = gym.spec(f"{match['env']}-{match['task']}").max_episode_steps
         if path is None:
             self.path, url = self.locate(env_id)
             if not self.path.is_file():
-                with task_errors(f"cannot download {url}; download it by other means and put it at {self.path}"):
-                    package.download_datasets([self.path.stem], str(self.path.parent))
+                fetch(url, self.path)
 
     @classmethod
-    def matches(cls, env_id: str, path: Path | None) -> bool:
+    def matches(cls, env_id: str | None, path: Path | None) -> bool:
         match = SINGLE_TASK.fullmatch(env_id)
         return match is not None and match["env"] in DATASETS
 
@@ -65,7 +73,7 @@ class OGBench(Task):
         match = SINGLE_TASK.fullmatch(env_id)
         name = f"{match['env']}-{match['kind']}-v0.npz"
         folder = data_folder("OGBENCH_DATASET_DIR", ".ogbench", "data")
-        return folder / name, f"https://rail.eecs.berkeley.edu/datasets/ogbench/{name}"
+        return folder / name, f"{SERVER}/{name}"
 
     def read(self) -> Transitions:
         from ogbench.relabel_utils import relabel_dataset
@@ -85,6 +93,8 @@ class OGBench(Task):
                     "ends": dataset["terminals"],
                 }
             )
+        if "sparse_rewards" in self.options:
+            columns["rewards"] = np.where(columns["rewards"] == 0, np.float32(0), np.float32(-1))
         starts = np.flatnonzero(np.append(True, columns["ends"][:-1]))
         successes = np.logical_or.reduceat(columns["terminals"], starts)
         return Transitions(columns, successes.astype(np.float64))
@@ -107,8 +117,63 @@ class SeededReset(gym.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
 
+def fetch(url: str, path: Path) -> None:
+    """Download a dataset to `path` from OGBench's server, or from its mirror on the Hugging Face Hub.
+
+    Raises:
+        TaskError: if neither has it.
+    """
+    try:
+        download(url, path, check_npz)
+        return
+    except TaskError as error:
+        reason = error.__cause__
+    with task_errors(
+        f"cannot download {url} ({reason!r:.200}) or its copy in https://huggingface.co/datasets/{MIRROR}; download it "
+        f"by other means and put it at {path}"
+    ):
+        download_from_mirror(url, path)
+
+
+def download_from_mirror(url: str, path: Path) -> None:
+    """Download the mirror's copy of the file at `url`. It must have the size of the original, where that is known."""
+    import huggingface_hub
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
+    names = huggingface_hub.list_repo_files(MIRROR, repo_type="dataset")
+    name = next((name for name in names if Path(name).name == path.name), path.name)
+    size = published_size(url)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        copy = Path(huggingface_hub.hf_hub_download(MIRROR, name, repo_type="dataset", local_dir=folder))
+        if size is not None and copy.stat().st_size != size:
+            raise TaskError(f"the copy has {copy.stat().st_size} bytes, the original {size}")
+        check_npz(copy)
+        os.replace(copy, path)
+
+
+def published_size(url: str) -> int | None:
+    """The size of the file at `url` in bytes; None if the server does not tell."""
+    import requests
+
+    try:
+        response = requests.head(url, timeout=10, allow_redirects=True)
+        response.raise_for_status()
+        return int(response.headers["Content-Length"])
+    except (requests.RequestException, KeyError, ValueError):
+        return None
+
+
+def check_npz(path: Path) -> None:
+    """Raise TaskError if an .npz file is damaged."""
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged:
+        raise TaskError(f"{damaged} is damaged in it")
+
+
 def import_ogbench():
     """The package, which registers its environments when it is imported. Raises TaskError if that fails."""
-    with quiet(), task_errors("OGBench's ids need the package ogbench (pip install ogbench==1.2.2)"):
+    install = "pip install ogbench==1.2.2; on Python 3.13 and later pip install --no-deps -r requirements-ogbench.txt"
+    with quiet(), task_errors(f"OGBench's ids need the package ogbench ({install})"):
         import ogbench
     return ogbench

@@ -6,36 +6,38 @@ import gymnasium as gym
 import numpy as np
 
 from tasks.common import TaskError
-from tasks.d4rl_file import read_d4rl_file
 from tasks.evaluation import Policy, act
+from tasks.lerobot_file import is_lerobot_folder
 from tasks.task import Task
-from tasks.transitions import Transitions
+from tasks.transitions import Transitions, clip_wild_values
 
 ENV_ID = "none"
 NO_LIMIT = 10**9
 
 
 class Own(Task):
-    """A file in D4RL's layout without an environment. One trajectory in ten is held out.
+    """Data without an environment, in D4RL's, robomimic's or LeRobot's layout. One trajectory in ten is held out.
 
     The score is the share of the variance of held-out actions that a policy explains, in percent: 0 for their mean, 100
-    for the actions themselves. It measures imitation and says nothing about returns. Action bounds are the smallest and
-    largest values in the file. The default step limit is the length of the longest trajectory, set by `dataset`.
+    for the actions themselves. It measures imitation and says nothing about returns. Action bounds are the
+    smallest and largest values of the data, apart from wild ones, which are clipped. The default step limit is the
+    length of the longest trajectory, set by `dataset`.
     """
 
+    has_env = False
     max_episode_steps = None
 
-    def __init__(self, env_id: str, path: Path | None = None, **selection):
+    def __init__(self, env_id: str | None, path: Path | None = None, **options):
         if path is None:
             raise TaskError(f"the id {ENV_ID} is for data without an environment: name the file in dataset_path")
-        super().__init__(env_id, path, **selection)
+        super().__init__(env_id or ENV_ID, path, **options)
 
     @classmethod
-    def matches(cls, env_id: str, path: Path | None) -> bool:
-        return env_id == ENV_ID
+    def matches(cls, env_id: str | None, path: Path | None) -> bool:
+        return env_id == ENV_ID or (env_id is None and path is not None and is_lerobot_folder(path))
 
     def read(self) -> Transitions:
-        transitions = read_d4rl_file(self.path, self.max_episode_steps or NO_LIMIT)
+        transitions = self.read_file(self.max_episode_steps or NO_LIMIT)
         ends = transitions.columns["ends"]
         if len(ends) < 2:
             raise TaskError(f"{self.path} has too few transitions: one to train on and one to hold out are needed")
@@ -50,7 +52,7 @@ class Own(Task):
         return transitions
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
-        raise TaskError(f"the id {ENV_ID} has no environment: it cannot be rolled out or recorded")
+        raise TaskError(f"{self.env_id} has no environment: it cannot be rolled out or recorded")
 
     def dataset(self) -> dict[str, np.ndarray]:
         """`Task.dataset` without every tenth trajectory.
@@ -58,8 +60,10 @@ class Own(Task):
         With fewer than ten trajectories the last one is held out, with one trajectory its last tenth.
         """
         transitions = self.read()
-        low = transitions.columns["actions"].min(0)
-        high = transitions.columns["actions"].max(0)
+        actions = transitions.columns["actions"]
+        # A single wild value as a bound would squeeze all other actions into a small part of [-1, 1].
+        clip_wild_values("action dimension", actions, transitions.notes, gap=1.0, share=0.005)
+        low, high = actions.min(0), actions.max(0)
         constant = low == high  # such a dimension gets bounds around its value, and is scaled to 0
         action_space = gym.spaces.Box(low - constant, high + constant, dtype=np.float32)
         observation_shape = transitions.columns["observations"].shape[1:]
@@ -90,16 +94,17 @@ class Own(Task):
         steps = ends[-1] + 1
         observations, actions = self.held_out
         batches = [act(policy, observations[i : min(i + 1024, steps)]) for i in range(0, steps, 1024)]
-        errors = np.square(np.concatenate(batches) - actions[:steps]).sum(1, dtype=float)
+        errors = np.square(np.concatenate(batches) - actions[:steps])
+        self.dimension_errors = errors.mean(0, dtype=float)
         lengths = np.diff(ends, prepend=-1)
-        returns = -np.add.reduceat(errors, ends + 1 - lengths)
+        returns = -np.add.reduceat(errors.sum(1, dtype=float), ends + 1 - lengths)
         returns /= lengths.mean()
-        scores = 100 * (1 + returns / (self.variance() or 1.0))
+        scores = 100 * (1 + returns / (self.variance().sum() or 1.0))
         return {"seeds": np.arange(len(ends)), "returns": returns, "lengths": lengths, "scores": scores}
 
-    def variance(self) -> float:
-        """Variance of the held-out actions, summed over dimensions."""
-        return float(self.held_out[1].var(0, dtype=float).sum())
+    def variance(self) -> np.ndarray:
+        """Variance (a,) of each dimension of the held-out actions."""
+        return self.held_out[1].var(0, dtype=float)
 
     def score(self, returns: np.ndarray) -> np.ndarray:
         """100 for each trajectory of the file."""
@@ -109,8 +114,17 @@ class Own(Task):
         return f"{super().statistics(data)}; {len(self.held_out[1])} transitions held out"
 
     def print_scores(self, scores: dict[str, np.ndarray]) -> None:
-        """Print the squared error of actions and its share of their variance, one line per entry of `scores`."""
+        """Print the squared error of actions as a share of their variance, and that of each action dimension.
+
+        The first is a line per entry of `scores`. The second follows from the last call of `evaluate`.
+        """
+        variance = self.variance()
         print(f"\n{'squared error of held-out actions':<40}{'trajectories':>14}")
         for name, values in scores.items():
             share = 1 - np.mean(values) / 100
-            print(f"{name:<25}{share * self.variance():.4g}, {share:.1%} of their variance {len(values):>14}")
+            print(f"{name:<25}{share * variance.sum():.4g}, {share:.1%} of their variance {len(values):>14}")
+        varies = variance > 0
+        shares = np.divide(self.dimension_errors, variance, where=varies, out=np.zeros(len(variance)))
+        texts = [f"{share:.1%}" if moves else "constant" for share, moves in zip(shares, varies)]
+        print("by action dimension:", ", ".join(f"{i}: {text}" for i, text in enumerate(texts)), end="")
+        print(f"; mean {shares[varies].mean():.1%}" if varies.any() else "")

@@ -10,10 +10,9 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from tasks import demo
 from tasks.common import TaskError, data_folder, quiet, task_errors
 from tasks.evaluation import EndAtSuccess
-from tasks.robomimic_file import is_robomimic_file, read_header, read_robomimic_file
+from tasks.robomimic_file import choose_observations, is_robomimic_file, read_header
 from tasks.task import Task
 from tasks.transitions import Transitions
 
@@ -43,8 +42,7 @@ INSTALL = {
 class Robomimic(Task):
     """A robomimic file and the environment that it describes. The score is the percentage of successes.
 
-    Observations are those under `observation_keys`, concatenated. The default is position, orientation and gripper of
-    each arm, then the object. Episodes are as long as in robomimic's registry, or as the longest demonstration if that
+    Episodes are as long as in robomimic's registry, or as the longest demonstration if that
     is longer. The id of a file without one is the name of its environment.
     """
 
@@ -52,34 +50,31 @@ class Robomimic(Task):
     eval_episodes = 50
     processes = True
 
-    def __init__(
-        self,
-        env_id: str,
-        path: Path | None = None,
-        dataset_filter: str | None = None,
-        observation_keys: list[str] | None = None,
-    ):
-        super().__init__(env_id, path or fetch(env_id))
-        header = read_header(self.path)
-        self.env_args = header.env_args
+    def __init__(self, env_id: str | None, path: Path | None = None, **options):
+        path = path or fetch(env_id)
+        super().__init__(env_id, path, **options)
+        header = read_header(path)
+        match header.env_args:
+            case {"env_name": str(), "env_kwargs": dict(), "type": 1}:
+                self.env_args = header.env_args
+            case _:
+                raise TaskError(
+                    f"{path}: its env_args do not describe a robosuite environment (env_name, env_kwargs, type 1); "
+                    "train without one with env_id none"
+                )
         self.env_name = header.env_args["env_name"]
-        if env_id == demo.ID:  # the default of `tasks.make`: the user gave the file alone
+        if env_id is None:
             self.env_id = self.env_name
         elif self.env_name not in (env_id, environment_name(env_id)):
             raise TaskError(
                 f"{self.path} holds data of robosuite's {self.env_name}, not of {env_id}; leave out the id to use it"
             )
         self.max_episode_steps = max(horizon(self.env_name, self.env_id), header.longest)
-        self.dataset_filter = dataset_filter
-        self.observation_keys = list(observation_keys or default_observation_keys(header.observation_names))
-        if header.observation_names:
-            for key in self.observation_keys:
-                if key not in header.observation_names:
-                    names = ", ".join(header.observation_names)
-                    raise TaskError(f"{self.path}: there is no observation {key!r}; the file has {names}")
+        with task_errors(path):
+            self.observation_keys = choose_observations(header, self.options.get("observation_keys"))
 
     @classmethod
-    def matches(cls, env_id: str, path: Path | None) -> bool:
+    def matches(cls, env_id: str | None, path: Path | None) -> bool:
         if path is not None and is_robomimic_file(path):
             return True
         return env_id in cls.IDS
@@ -106,7 +101,7 @@ class Robomimic(Task):
         return repository / "snapshots" / "main" / name, url
 
     def read(self) -> Transitions:
-        return read_robomimic_file(self.path, self.observation_keys, self.dataset_filter)
+        return self.read_file(self.max_episode_steps)
 
     def recorded_version(self) -> str:
         """The robosuite version of the file. If it is not stored, composite controllers mean 1.5, others 1.4."""
@@ -175,13 +170,6 @@ class SeededReset(gym.Wrapper):
         for observable in env._observables.values():
             observable.update(timestep=0.0, obs_cache=env._obs_cache, force=True)
         return self.env._flatten_obs(env._get_observations()), {}
-
-
-def default_observation_keys(names: list[str]) -> list[str]:
-    """Position, orientation and gripper of each arm among the names, then the object."""
-    robots = sorted({name.split("_")[0] for name in names if name.startswith("robot")})
-    keys = [f"{robot}_{part}" for robot in robots for part in ("eef_pos", "eef_quat", "gripper_qpos")]
-    return [*keys, "object"]
 
 
 def environment_name(env_id: str) -> str | None:

@@ -9,10 +9,17 @@ import numpy as np
 
 from tasks.common import TaskError, task_errors
 from tasks.evaluation import Policy, check_rendering, episode_seeds, record_video, run_episodes
-from tasks.transitions import Transitions
+from tasks.files import layout_options, read_file
+from tasks.transitions import Transitions, prepare_observations
 
 MUJOCO_GL = os.environ.get("MUJOCO_GL")  # the user's own setting; robosuite changes the variable
 VIDEO_EPISODES = 3
+WHAT_OPTIONS_DO = {
+    "dataset_filter": "selects demonstrations of robomimic files",
+    "observation_keys": "selects observations of robomimic files and LeRobot data",
+    "assume_success": "is for LeRobot data",
+    "sparse_rewards": "is for OGBench",
+}
 
 
 class Task(ABC):
@@ -24,6 +31,7 @@ class Task(ABC):
         max_episode_steps: step limit of the environment; can be changed before `env` or `evaluate` is called.
         min_return, max_return: the returns that score 0 and 100.
         eval_episodes: default number of episodes of an evaluation.
+        has_env: whether there is an environment; otherwise policies are evaluated on trajectories that are held out.
         processes: whether evaluation uses one process per environment, for environments with expensive steps.
 
     Attributes set by `dataset`:
@@ -35,31 +43,27 @@ class Task(ABC):
     """
 
     IDS: tuple[str, ...] = ()
+    OPTIONS: tuple[str, ...] = ()  # of `tasks.make` that apply to the source, whatever the layout of its file
 
     max_episode_steps: int
     min_return: float = 0.0
     max_return: float = 1.0
     eval_episodes: int = 100
+    has_env: bool = True
     processes: bool = False
     held_out: tuple[()] | tuple[np.ndarray, np.ndarray] = ()
 
-    def __init__(
-        self,
-        env_id: str,
-        path: Path | None = None,
-        dataset_filter: str | None = None,
-        observation_keys: list[str] | None = None,
-    ):
-        if dataset_filter or observation_keys:
-            raise TaskError(
-                f"dataset_filter and observation_keys select parts of robomimic files, which {path or env_id} is not"
-            )
+    def __init__(self, env_id: str, path: Path | None = None, **options):
+        self.options = {name: value for name, value in options.items() if value}
+        for name in self.options:
+            if name not in (*self.OPTIONS, *layout_options(path)):
+                raise TaskError(f"{name} {WHAT_OPTIONS_DO[name]}, and does not apply to {path or env_id}")
         self.env_id = env_id
         self.path = path
         self.notes = []
 
     @classmethod
-    def matches(cls, env_id: str, path: Path | None) -> bool:
+    def matches(cls, env_id: str | None, path: Path | None) -> bool:
         """Whether this source makes the task of an id, or of an id with a file."""
         return env_id in cls.IDS
 
@@ -76,6 +80,10 @@ class Task(ABC):
     @abstractmethod
     def read(self) -> Transitions:
         """The dataset, with actions in the environment's own units. Raises TaskError if it cannot be read."""
+
+    def read_file(self, max_episode_steps: int) -> Transitions:
+        """The file, in whichever layout it has. One in D4RL's that marks no end is cut every max_episode_steps."""
+        return read_file(self.path, max_episode_steps, self.options)
 
     @abstractmethod
     def make_env(self, render_mode: str | None = None) -> gym.Env:
@@ -96,6 +104,8 @@ class Task(ABC):
             OSError: if the operating system fails.
         """
         env = self.env()  # first, because it fails faster than reading a large file
+        with task_errors(f"cannot reset the environment of {self.env_id}"):
+            env.reset(seed=0)
         env.close()
         return self.prepare(self.read(), env.observation_space, env.env.action_space)
 
@@ -119,15 +129,32 @@ class Task(ABC):
         for key, space in (("observations", observation_space), ("actions", action_space)):
             if data[key].shape[1:] != space.shape:
                 raise TaskError(
-                    f"{where}: {key} have shape {data[key].shape[1:]}, those of {self.env_id} have {space.shape}"
+                    f"{where}: {key} have shape {data[key].shape[1:]}, those of {self.env_id} have {space.shape}; name "
+                    "the environment in env_id, or none for data without one"
                 )
         self.notes = list(transitions.notes)
+        for key in ("observations", "next_observations"):
+            data[key] = prepare_observations(key, data[key], self.notes)
         data["actions"] = self.scale_actions(data["actions"], action_space)
-        data["terminals"] = data["terminals"].astype(np.float32)
         data["ends"][-1] = True
+        self.note_rewards(data)
+        data["terminals"] = data["terminals"].astype(np.float32)
         self.dataset_returns = transitions.returns
         self.dataset_scores = self.score(transitions.returns)
         return data
+
+    def note_rewards(self, data: dict[str, np.ndarray]) -> None:
+        """Add notes about rewards and terminals that algorithms treat in a way of their own."""
+        if not data["rewards"].any():
+            self.notes.append("all rewards are zero: RL has nothing to learn from, and SAQ-BC is what fits")
+        continues = data["terminals"][:-1] & ~data["terminals"][1:] & ~data["ends"][:-1]
+        if continues.any():
+            trajectories = np.cumsum(data["ends"]) - data["ends"]
+            count = len(np.unique(trajectories[:-1][continues]))
+            self.notes.append(
+                f"{count} of {data['ends'].sum()} trajectories go on after a terminal transition: this is play data, "
+                "whose discount follows from the step limit, not from the length of trajectories"
+            )
 
     def scale_actions(self, actions: np.ndarray, space: gym.spaces.Box) -> np.ndarray:
         """Scale actions (N, a) float32 from the bounds of the space to [-1, 1], and clip them to 0.999.

@@ -12,7 +12,7 @@ from conftest import ROOT
 from test_tasks_d4rl import hopper_rows, write
 
 import tasks
-from tasks.transitions import Transitions, check_columns
+from tasks.transitions import Transitions, check_columns, prepare_observations
 
 DEMO = "fetch-pick-and-place-demo-v0"
 DEMO_FILE = ROOT / "demo" / f"{DEMO}.hdf5"
@@ -82,7 +82,63 @@ def test_describe_has_a_line_of_statistics_and_the_notes():
             "made-v0: 6 transitions, 1 terminal, 2 trajectories, mean return 7.50 (score 325.0)",
             "made by hand",
             "1 of 6 actions lie outside the action space and are clipped",
+            "1 of 2 trajectories go on after a terminal transition: this is play data, whose discount follows from the "
+            "step limit, not from the length of trajectories",
         ]
+
+
+def test_rewards_that_are_all_zero_are_noted():
+    task = Made(rewards=np.zeros(6), terminals=np.zeros(6, bool))
+    assert task.describe(task.dataset()).splitlines()[2] == (
+        "all rewards are zero: RL has nothing to learn from, and SAQ-BC is what fits"
+    )
+
+
+def observations_with(rows, value, dtype=np.float32):
+    observations = np.random.default_rng(0).uniform(-1, 1, (1000, 3)).astype(dtype)
+    observations[rows, 1] = value
+    return observations
+
+
+@pytest.mark.parametrize("value", [1e9, -999.0, np.float64(1e17)])
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_values_that_stand_for_missing_readings_are_clipped_and_noted(value, count):
+    rows = np.random.default_rng(1).choice(1000, count, replace=False)
+    observations = observations_with(rows, value)
+    clean, notes = np.delete(observations[:, 1], rows), []
+    prepared = prepare_observations("observations", observations.copy(), notes)
+    assert prepared[rows, 1] == pytest.approx(clean.max() if value > 0 else clean.min())
+    np.testing.assert_array_equal(np.delete(prepared, rows, 0), np.delete(observations, rows, 0))
+    (note,) = notes
+    assert f"column 1 lies from {clean.min():.4g} to {clean.max():.4g}, except in {count} of 1000 rows" in note
+    assert f"(row {rows.min()}: {np.float32(value):.4g})" in note
+
+
+def test_two_values_that_stand_for_missing_readings_are_clipped():
+    observations = observations_with([3, 4], [-1e9, 1e6])
+    notes = []
+    assert np.abs(prepare_observations("observations", observations, notes)).max() <= 1
+    assert "except in 2 of 1000 rows (row 3: -1e+09)" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "values", [0.0, [0.0] * 999 + [1e3], np.linspace(0, 1, 1000) ** 50, np.arange(1000) % 2 * 500.0]
+)
+def test_unusual_columns_stay_as_they_are(values):
+    """Constant but for one row, with a long tail, or with two values far apart."""
+    observations = observations_with(slice(None), values)
+    notes = []
+    np.testing.assert_array_equal(prepare_observations("observations", observations.copy(), notes), observations)
+    assert notes == []
+
+
+@pytest.mark.parametrize("movement, is_noted", [(1e-3, True), (1.0, True), (1e4, False), (0.0, False)])
+def test_movement_that_float32_cannot_resolve_at_its_offset_is_noted(movement, is_noted):
+    observations = np.random.default_rng(0).uniform(-1, 1, (1000, 3)) * movement + 5e5
+    notes = []
+    prepare_observations("observations", observations, notes)
+    assert len(notes) == 3 * is_noted
+    assert all("float32 has steps of 0.031; subtract the offset" in note for note in notes)
 
 
 def test_actions_are_scaled_by_the_environments_bounds_in_data_and_environment():
@@ -298,7 +354,7 @@ def test_the_list_has_every_id_with_its_file_and_whether_it_is_here(tmp_path, mo
     listed = [line.split()[0] for line in lines]
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     assert listed == tasks.ids() and listed[-1] == "D4RL/pen/human-v2"
-    assert len(listed) == 1 + 42 + 14 + 282 + 1  # demo, D4RL, robomimic, OGBench, Minari
+    assert len(listed) == 1 + 42 + 14 + 282 + 1 + 1  # demo, D4RL, robomimic, OGBench, PushT, Minari
     here = {line.split()[0]: line.split()[2] for line in lines if " not here " not in line}
     assert here == {
         DEMO: str(DEMO_FILE),
@@ -331,8 +387,10 @@ def test_the_command_line_describes_a_file(tmp_path):
         ({"env_id": "antmaze-umaze-v0"}, "use Minari's D4RL/antmaze/umaze-v1"),
         ({"env_id": "kitchen-mixed-v0"}, "use Minari's D4RL/kitchen/mixed-v2"),
         ({"max_episode_steps": 0}, "an episode cannot have 0 steps"),
-        ({"dataset_filter": "train"}, "select parts of robomimic files"),
-        ({"observation_keys": ["object"]}, "select parts of robomimic files"),
+        ({"dataset_filter": "train"}, "dataset_filter selects demonstrations of robomimic files"),
+        ({"observation_keys": ["object"]}, "observation_keys selects observations of robomimic files and LeRobot data"),
+        ({"assume_success": True}, "assume_success is for LeRobot data"),
+        ({"env_id": "hopper-medium-v2", "dataset_path": DEMO_FILE, "sparse_rewards": True}, "is for OGBench"),
         ({"env_id": "lift-ph", "dataset_path": DEMO_FILE}, "this is not a robomimic file"),
         ({"env_id": "none"}, "name the file in dataset_path"),
     ],

@@ -263,6 +263,44 @@ def test_invalid_rows_raise_an_error_that_names_the_file(tmp_path, message):
     assert str(raised.value).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("missing", [None, "two.hdf5", "rewards in two.hdf5"])
+def test_a_virtual_file_needs_its_parts(tmp_path, missing):
+    """HDF5 itself reads zeros for them."""
+    rows = hopper_rows()
+    half = len(rows["rewards"]) // 2
+    for name, part in (("one", slice(0, half)), ("two", slice(half, None))):
+        write(tmp_path / f"{name}.hdf5", {key: values[part] for key, values in rows.items()})
+    with h5py.File(tmp_path / "merged.hdf5", "w", libver="latest") as file:
+        for key, values in rows.items():
+            layout = h5py.VirtualLayout(values.shape, values.dtype)
+            layout[:half] = h5py.VirtualSource("one.hdf5", key, values[:half].shape)
+            layout[half:] = h5py.VirtualSource("two.hdf5", key, values[half:].shape)
+            file.create_virtual_dataset(key, layout)
+    if missing == "two.hdf5":
+        (tmp_path / "two.hdf5").unlink()
+    elif missing:
+        with h5py.File(tmp_path / "two.hdf5", "r+") as file:
+            del file["rewards"]
+    if not missing:
+        _, whole = load(tmp_path / "merged.hdf5")
+        np.testing.assert_array_equal(whole["rewards"], load(write(tmp_path / "data.hdf5", rows))[1]["rewards"])
+        return
+    with pytest.raises(tasks.TaskError, match=r"consists of parts in other files, and two\.hdf5 cannot be read"):
+        load(tmp_path / "merged.hdf5")
+
+
+def test_flags_that_are_stored_only_where_they_are_set_are_read(tmp_path):
+    rows = hopper_rows()
+    path = write(tmp_path / "data.hdf5", rows)
+    expected = load(path)[1]
+    with h5py.File(path, "r+") as file:
+        del file["terminals"]
+        flags = file.create_dataset("terminals", rows["terminals"].shape, bool, chunks=(2,))
+        for row in np.flatnonzero(rows["terminals"]):
+            flags[row] = True
+    np.testing.assert_array_equal(load(path)[1]["terminals"], expected["terminals"])
+
+
 @pytest.mark.parametrize("kind", ["missing", "directory", "text", "truncated", "group"])
 def test_unreadable_files_raise_an_error_that_names_the_file(tmp_path, kind):
     path = tmp_path / "data.hdf5"

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import re
+import shutil
 import sys
 import types
 import warnings
@@ -202,6 +204,21 @@ def test_data_and_environment_share_the_order_of_keys_and_the_units_of_actions(r
 
     assert list(task.stored.observation_space) == ["goal", "hand"] != list(env.unwrapped.observation_space)
     assert task.evaluate(expert, 10)["returns"].tolist() == [1.0] * 10
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dataset_collected_in_a_window_is_evaluated_without_one(datasets, monkeypatch):
+    """The stored specification has render_mode="human", as on the desktop where the data were collected."""
+    folder = datasets / "test" / "pendulum-v0"
+    shutil.copytree(datasets / "test" / "endless-v0", folder)
+    file = folder / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    spec = json.loads(metadata["env_spec"])
+    spec["kwargs"]["render_mode"] = "human"
+    file.write_text(json.dumps(metadata | {"env_spec": json.dumps(spec), "dataset_id": "test/pendulum-v0"}))
+    task, _ = load("test/pendulum-v0")
+    assert task.env().render_mode is None
+    assert task.env("rgb_array").render_mode == "rgb_array"
 
 
 @pytest.mark.filterwarnings("ignore")

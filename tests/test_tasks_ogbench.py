@@ -1,14 +1,18 @@
 """OGBench's single tasks against the package's own reader, registration and environments; invalid files."""
 
+import http.server
+import os
 import re
+import shutil
 import sys
+import threading
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
 import tasks
-from tasks.ogbench import DATASETS, OGBench
+from tasks.ogbench import DATASETS, MIRROR, OGBench
 
 ogbench = pytest.importorskip("ogbench")
 
@@ -71,23 +75,94 @@ def test_files_are_in_the_packages_folder(tmp_path, monkeypatch):
     assert tasks.make(CUBE).path == tmp_path / "cube-single-play-v0.npz"
 
 
-def test_a_missing_dataset_is_downloaded_by_the_package(tmp_path, monkeypatch):
-    monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path))
-    target = tmp_path / "cube-single-play-v0.npz"
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `body`. `works` is whether it answers, None: only questions about sizes."""
 
-    def refuse(names, folder):
-        raise OSError("no network")
+    body, works = b"", True
 
-    monkeypatch.setattr(ogbench, "download_datasets", refuse)
-    with pytest.raises(tasks.TaskError, match=f"put it at {target}.*no network"):
-        tasks.make(CUBE)
+    def do_HEAD(self):
+        self.send_response(404 if self.works is False else 200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
 
-    def download(names, folder):
-        assert (names, folder) == (["cube-single-play-v0"], str(tmp_path))
-        write(target, play())
+    def do_GET(self):
+        if not self.works:
+            return self.send_error(503)
+        self.do_HEAD()
+        self.wfile.write(self.body)
 
-    monkeypatch.setattr(ogbench, "download_datasets", download)
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def servers(tmp_path, monkeypatch):
+    """Stand-ins for OGBench's server and for the client of the mirror, whose copies lie in tmp_path / "mirror"."""
+    hub = pytest.importorskip("huggingface_hub")
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+
+    def download_copy(repository, name, repo_type, local_dir):
+        assert (repository, repo_type) == (MIRROR, "dataset")
+        return shutil.copy(mirror / name, local_dir)
+
+    monkeypatch.setattr(hub, "list_repo_files", lambda repository, repo_type: os.listdir(mirror))
+    monkeypatch.setattr(hub, "hf_hub_download", download_copy)
+    monkeypatch.setenv("OGBENCH_DATASET_DIR", str(tmp_path / "data"))
+    Server.body, Server.works = write(tmp_path / "source.npz", play()).read_bytes(), True
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        monkeypatch.setattr("tasks.ogbench.SERVER", f"http://127.0.0.1:{running.server_port}")
+        yield mirror
+        running.shutdown()
+
+
+def test_a_missing_dataset_is_downloaded_from_the_server(tmp_path, servers):
     assert len(tasks.make(CUBE).dataset()["ends"]) == 21
+    assert os.listdir(tmp_path / "data") == ["cube-single-play-v0.npz"]
+
+
+@pytest.mark.parametrize("server_works", [False, None])
+def test_without_the_server_the_mirrors_copy_is_used(tmp_path, servers, server_works):
+    Server.works = server_works
+    (servers / "cube-single-play-v0.npz").write_bytes(Server.body)
+    assert len(tasks.make(CUBE).dataset()["ends"]) == 21
+    assert os.listdir(tmp_path / "data") == ["cube-single-play-v0.npz"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "other size", "damaged"])
+def test_a_failed_download_names_both_places_and_leaves_nothing(tmp_path, servers, kind):
+    Server.works = None
+    copy = bytearray(Server.body)
+    if kind == "other size":
+        copy = write(tmp_path / "other.npz", play(4)).read_bytes()
+    elif kind == "damaged":
+        copy[500:600] = bytes(100)
+    if kind != "missing":
+        (servers / "cube-single-play-v0.npz").write_bytes(copy)
+    with pytest.raises(tasks.TaskError) as raised:
+        tasks.make(CUBE)
+    message = str(raised.value)
+    for words in (f"{tasks.locate(CUBE)[1]} (", f"huggingface.co/datasets/{MIRROR}", f"put it at {tmp_path}"):
+        assert words in message
+    assert "\n" not in message and ("the original" in message) == (kind == "other size")
+    assert os.listdir(tmp_path / "data") == []
+
+
+def test_sparse_rewards_are_minus_1_until_everything_is_solved(tmp_path):
+    """As `--sparse` of QC: -1 where the package's reward is not 0. Puzzles have a reward for each of their buttons."""
+    rows = play(observations=np.zeros((24, 55)), qpos=np.zeros((24, 14)), qvel=np.zeros((24, 14)))
+    rows["button_states"] = np.random.default_rng(0).integers(0, 2, (24, 9))
+    env = ogbench.make_env_and_datasets("puzzle-3x3-play-singletask-v0", env_only=True)
+    env.reset()
+    rows["button_states"][[10, 11]] = env.unwrapped._target_button_states
+    path = write(tmp_path / "data.npz", rows)
+    usual, sparse = (tasks.make("puzzle-3x3-play-singletask-v0", path, sparse_rewards=flag) for flag in (False, True))
+    data, sparse_data = usual.dataset(), sparse.dataset()
+    assert len(np.unique(data["rewards"])) > 2 and (data["rewards"] == 0).sum() >= 2
+    np.testing.assert_array_equal(sparse_data.pop("rewards"), np.where(data["rewards"] == 0, 0, -1))
+    for key, values in sparse_data.items():
+        np.testing.assert_array_equal(values, data[key])
 
 
 @pytest.mark.parametrize("env_id", [CUBE, "cube-single-play-singletask-task4-v0"])

@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+import test_tasks_robomimic
 
 import tasks
 
@@ -48,6 +49,19 @@ def test_actions_are_scaled_by_the_bounds_of_the_file(tmp_path):
     np.testing.assert_allclose([task.action_low, task.action_high], [own.min(0), own.max(0)], rtol=1e-6)
 
 
+def test_wild_actions_are_no_bounds(tmp_path):
+    clean = tasks.make("none", write(tmp_path / "clean.hdf5", 20)[0])
+    path, _ = write(tmp_path / "wild.hdf5", 20)
+    with h5py.File(path, "r+") as file:
+        file["actions"][50, 1] = 300.0
+    wild = tasks.make("none", path)
+    expected, data = clean.dataset()["actions"], wild.dataset()["actions"]
+    np.testing.assert_array_equal(np.delete(data, 50, 0), np.delete(expected, 50, 0))
+    assert data[50, 1] == np.float32(0.999) and wild.action_high == clean.action_high
+    assert "except in 1 of 400 rows (row 50: 300), where it is clipped" in wild.notes[-1]
+    assert clean.notes == []
+
+
 def test_a_constant_action_is_scaled_to_0(tmp_path):
     path, _ = write(tmp_path / "data.hdf5", 20)
     with h5py.File(path, "r+") as file:
@@ -78,6 +92,54 @@ def test_scores_follow_from_the_squared_error_of_held_out_actions(tmp_path, caps
     np.testing.assert_allclose(half["scores"], 100 * (1 + half["returns"] / variance), rtol=1e-5)
     task.print_scores({"policy": [75.0]})
     assert f"{variance / 4:.4g}, 25.0% of their variance" in capsys.readouterr().out
+
+
+def test_errors_are_printed_for_each_action_dimension(tmp_path, capsys):
+    path, _ = write(tmp_path / "data.hdf5", 20)
+    with h5py.File(path, "r+") as file:
+        actions = file["actions"][()]
+        del file["actions"]
+        file["actions"] = np.column_stack([actions, np.full(len(actions), 7.0)])
+    task = tasks.make("none", path)
+    task.dataset()
+    _, actions = task.held_out
+    deviation = actions.std(0)
+    offsets = np.array([0.5, 1.0, 0.0]) * deviation  # squared errors of a quarter of the variance, and of all of it
+    seen = []
+
+    def policy(batch):
+        seen.append(len(batch))
+        return actions[sum(seen[:-1]) : sum(seen)] - np.sign(actions[sum(seen[:-1]) : sum(seen)]) * offsets
+
+    task.print_scores({"policy": task.evaluate(policy)["scores"]})
+    assert "by action dimension: 0: 25.0%, 1: 100.0%, 2: constant; mean 62.5%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("env_args", [test_tasks_robomimic.ENV_ARGS, {"type": 4, "env_name": "real"}, {}])
+def test_robomimic_files_need_no_environment(tmp_path, env_args):
+    path = tmp_path / "data.hdf5"
+    made = test_tasks_robomimic.demonstrations()
+    test_tasks_robomimic.write(path, made, env_args)
+    task = tasks.make("none", path)
+    data = task.dataset()
+    observations = np.concatenate([data["observations"], task.held_out[0]])
+    names = ("demo_0", "demo_2", "demo_10")
+    expected = [[made[name]["obs"][key] for key in test_tasks_robomimic.PAPER_KEYS] for name in names]
+    np.testing.assert_allclose(observations, np.concatenate([np.concatenate(o, 1) for o in expected]), rtol=1e-6)
+    assert task.max_episode_steps == 6 and task.env_id == "none"
+
+
+def test_the_default_observations_of_other_robots_are_all_vectors(tmp_path):
+    path = tmp_path / "data.hdf5"
+    made = test_tasks_robomimic.demonstrations(keys={"ee_pose": 7, "gripper": 1})
+    for demonstration in made.values():
+        for group in ("obs", "next_obs"):
+            demonstration[group]["front_image"] = np.zeros((len(demonstration["actions"]), 2, 2, 3), np.uint8)
+    test_tasks_robomimic.write(path, made, {})
+    assert tasks.make("none", path).dataset()["observations"].shape[1] == 8
+    assert tasks.make("none", path, observation_keys=["ee_pose"]).dataset()["observations"].shape[1] == 7
+    with pytest.raises(tasks.TaskError, match=r"do not describe a robosuite environment .* env_id none"):
+        tasks.make(dataset_path=path)
 
 
 def test_the_score_weighs_steps_equally_in_trajectories_of_any_length(tmp_path):

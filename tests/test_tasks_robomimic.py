@@ -187,6 +187,24 @@ def test_ids_horizons_and_older_files_match_robomimics_registry():
     assert len(horizons) == 14
 
 
+@pytest.mark.parametrize(
+    "names", [("episode_0", "episode_10", "episode_2"), ("b", "c", "a"), ("demo_0", "last", "demo_2")]
+)
+def test_demonstrations_can_have_any_names_and_groups_without_actions_are_passed_over(tmp_path, names):
+    """Sorted by number if all have one, else in the file's order, which is the alphabet's."""
+    made = dict(zip(names, demonstrations().values()))
+    path = write(tmp_path / "data.hdf5", made)
+    with h5py.File(path, "r+") as file:
+        file["data/meta/notes"] = "made by hand"
+        file["data/fps"] = 20
+    numbered = names[0] == "episode_0"
+    order = ("episode_0", "episode_2", "episode_10") if numbered else sorted(names)
+    task, data = load(path)
+    assert task.max_episode_steps == 400
+    expected = np.concatenate([made[name]["actions"] for name in order])
+    np.testing.assert_allclose(data["actions"], expected.clip(-0.999, 0.999), rtol=1e-6)
+
+
 def test_ids_are_files_on_the_hub(monkeypatch, tmp_path):
     """The names in the listing of the Hub."""
     assert FILES["lift-ph"] == "v1.5/lift/ph/low_dim_v15.hdf5"

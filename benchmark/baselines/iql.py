@@ -33,11 +33,13 @@ from vqvae import accelerate, minimize, soft_update
 @dataclass
 class Args:
     # Data
-    env_id: str = "fetch-pick-and-place-demo-v0"  # dataset and environment; `python -m tasks` lists the ids
-    dataset_path: str | None = None  # file in the layout of D4RL, robomimic or OGBench; None: the id's own
-    dataset_filter: str | None = None  # robomimic files: filter key, such as train; None: all demonstrations
-    observation_keys: list[str] | None = None  # robomimic files; None: end effectors, grippers, object
-    max_episode_steps: int | None = None  # step limit of episodes; None: the benchmark's
+    env_id: str | None = None  # dataset and environment, see `python -m tasks`; None: as dataset_path says, or the demo
+    dataset_path: str | None = None  # D4RL, robomimic or OGBench file, or LeRobot folder; None: the dataset of env_id
+    dataset_filter: str | None = None  # robomimic: filter key, such as train; None: all demonstrations
+    observation_keys: list[str] | None = None  # robomimic: None for end effectors, grippers, object; LeRobot: the state
+    assume_success: bool = False  # LeRobot data without rewards: count every episode as a success
+    sparse_rewards: bool = False  # OGBench: -1 until the whole task is solved, in place of rewards for its parts
+    max_episode_steps: int | None = None  # maximum episode length; None: the benchmark's
 
     # Reinforcement learning
     rl_steps: int | None = None  # gradient steps of Q, V and policy; None: 0.3 per transition, 6000 to 100,000
