@@ -8,7 +8,6 @@ episodes and seed as the run: same episodes as in its last evaluation.
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,15 +24,46 @@ import tasks
 from saq_bc import fail, mlp
 from vqvae import VQVAE, replace_file
 
-Policy = Callable[[torch.Tensor, str, torch.Generator | None], torch.Tensor]
-
 
 @dataclass
 class Args:
-    run: Annotated[Path, tyro.conf.Positional]  # folder of a finished run
+    run: Annotated[list[Path], tyro.conf.arg(metavar="RUN"), tyro.conf.Positional]  # folder of a finished run
     action_mode: Literal["mean", "greedy", "sampled"] | None = None  # None: as in the run
     episodes: int = 100
     seed: int = 1
+
+
+class Policy(torch.nn.Module):
+    """The policy of a finished run, from its VQ-VAE and the content of its model.pt."""
+
+    def __init__(self, vqvae: VQVAE, model: dict[str, Any]):
+        super().__init__()
+        self.vqvae, self.algorithm, self.args = vqvae, model["algorithm"], SimpleNamespace(**model["args"])
+        if self.algorithm not in ("saq_bc", "saq_iql", "saq_cql", "saq_brac"):
+            raise ValueError(f"it is a run of {self.algorithm}")
+        self.behavior = mlp(vqvae.standardize, self.args.codebook_size, self.args)
+        self.behavior.load_state_dict(model["behavior"])
+        if self.algorithm != "saq_bc":
+            self.q = mlp(vqvae.standardize, self.args.codebook_size, self.args)
+            self.q.load_state_dict(model["q"])
+
+    def logits(self, observations: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) of the policy over codes."""
+        behavior_logits = self.behavior(observations)
+        if self.algorithm == "saq_bc":
+            return behavior_logits
+        q = self.q(observations)
+        if self.algorithm == "saq_iql":
+            return saq_iql.policy_logits(q, behavior_logits, self.args.temperature, self.args.min_log_pi_b)
+        if self.algorithm == "saq_cql":
+            return q + behavior_logits
+        return saq_brac.policy_logits(q, behavior_logits.log_softmax(1), self.args.alpha)
+
+    @torch.no_grad()
+    def forward(
+        self, observations: torch.Tensor, action_mode: str, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return self.vqvae.act(observations, self.logits(observations), action_mode, generator)
 
 
 def load_policy(folder: str | Path) -> tuple[Policy, dict[str, Any]]:
@@ -48,56 +78,50 @@ def load_policy(folder: str | Path) -> tuple[Policy, dict[str, Any]]:
     Raises:
         OSError: if the folder is not the one of a finished run.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     vqvae = VQVAE.load(folder / "vqvae.pt")
     try:
         model = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
-        algorithm, args = model["algorithm"], SimpleNamespace(**model["args"])
-        if algorithm not in ("saq_bc", "saq_iql", "saq_cql", "saq_brac"):
-            raise ValueError(f"it is a run of {algorithm}")
-        behavior = mlp(vqvae.standardize, args.codebook_size, args)
-        behavior.load_state_dict(model["behavior"])
-        if algorithm != "saq_bc":
-            q = mlp(vqvae.standardize, args.codebook_size, args)
-            q.load_state_dict(model["q"])
+        return Policy(vqvae, model), model
     except Exception as error:  # damaged files fail in many ways
         raise OSError(f"{folder} does not contain a readable model.pt of saq_*.py ({error!r:.200})") from error
 
-    def logits(obs):
-        if algorithm == "saq_bc":
-            return behavior(obs)
-        if algorithm == "saq_iql":
-            return saq_iql.policy_logits(q(obs), behavior(obs), args.temperature, args.min_log_pi_b)
-        if algorithm == "saq_cql":
-            return q(obs) + behavior(obs)
-        return saq_brac.policy_logits(q(obs), behavior(obs).log_softmax(1), args.alpha)
 
-    @torch.no_grad()
-    def policy(observations, action_mode, generator=None):
-        return vqvae.act(observations, logits(observations), action_mode, generator)
-
-    return policy, model
+def find_run(folders: list[Path]) -> Path:
+    """The folder of the one run on the command line, where a pattern can match several runs or none."""
+    if len(folders) == 1 and folders[0].expanduser().is_dir():
+        return folders[0].expanduser()
+    named = f"{len(folders)} are named"
+    if len(folders) == 1:
+        named = f"there is no folder {folders[0]}"
+    fail(f"name the folder of one run; {named}")
 
 
 def main(args: Args) -> dict[str, np.ndarray]:
+    folder = find_run(args.run)
     try:
-        policy, model = load_policy(args.run)
+        policy, model = load_policy(folder)
         result = evaluate(policy, model, args)
     except (tasks.TaskError, OSError) as error:
         fail(error)
     for episode, (episode_return, length) in enumerate(zip(result["returns"], result["lengths"])):
         print(f"episode {episode}: return {episode_return:.2f}, {length} steps")
     action_mode = args.action_mode or model["args"]["action_mode"]
-    path = args.run / f"eval_{action_mode}.npz"
+    path = folder / f"eval_{action_mode}.npz"
     replace_file(path, lambda file: np.savez(file, **result))
     print(f"mean score {result['scores'].mean():.1f}; kept as {path}")
     return result
 
 
+def make_task(run: SimpleNamespace) -> tasks.Task:
+    """The task of a run with these arguments."""
+    return tasks.make(run.env_id, run.dataset_path, **{name: getattr(run, name) for name in tasks.OPTIONS})
+
+
 def evaluate(policy: Policy, model: dict[str, Any], args: Args) -> dict[str, np.ndarray]:
     """Seeds, returns, lengths and scores of episodes in the run's environment."""
     run = SimpleNamespace(**model["args"])
-    task = tasks.make(run.env_id, run.dataset_path, **{name: getattr(run, name) for name in tasks.OPTIONS})
+    task = make_task(run)
     if not task.has_env:  # then the evaluation is on trajectories that the dataset holds out
         task.dataset()
     generator = torch.Generator().manual_seed(args.seed)

@@ -2,10 +2,12 @@
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from conftest import ALGORITHMS, ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
@@ -27,7 +29,7 @@ def run(request, tmp_path_factory):
 
 def test_the_runs_own_mode_and_seed_give_its_last_evaluation(run, capsys):
     folder, module = run
-    act.main(act.Args(folder, episodes=3, seed=5))
+    act.main(act.Args([folder], episodes=3, seed=5))
     mode = module.Args().action_mode
     ours, theirs = np.load(folder / f"eval_{mode}.npz"), np.load(folder / "eval.npz")
     for name in ("seeds", "returns", "lengths", "scores"):
@@ -38,7 +40,7 @@ def test_the_runs_own_mode_and_seed_give_its_last_evaluation(run, capsys):
 def test_another_mode_is_kept_beside_it(run):
     folder, _ = run
     before = (folder / "eval.npz").read_bytes()
-    result = act.main(act.Args(folder, action_mode="sampled", episodes=2))
+    result = act.main(act.Args([folder], action_mode="sampled", episodes=2))
     np.testing.assert_array_equal(np.load(folder / "eval_sampled.npz")["returns"], result["returns"])
     assert (folder / "eval.npz").read_bytes() == before
 
@@ -70,6 +72,24 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys):
             (tmp_path / name).mkdir()
             (tmp_path / name / "vqvae.pt").write_bytes(b"damaged")
         with pytest.raises(SystemExit) as stopped:
-            act.main(act.Args(tmp_path / name))
+            act.main(act.Args([tmp_path / name]))
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("names", [[], ["run", "run"], ["nothing*"]])
+def test_two_runs_or_none_are_one_line(names, tmp_path, capsys):
+    """As a shell expands a pattern that matches two folders, or none."""
+    (tmp_path / "run").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        act.main(tyro.cli(act.Args, args=[str(tmp_path / name) for name in names]))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "name the folder of one run" in line
+
+
+def test_a_tilde_is_the_home_folder(run, monkeypatch):
+    folder, _ = run
+    monkeypatch.setenv("HOME", str(folder.parent))
+    act.load_policy(f"~/{folder.name}")
+    act.main(act.Args([Path("~") / folder.name], episodes=1))
