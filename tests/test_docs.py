@@ -1,12 +1,14 @@
 """README.md and docs/: links lead somewhere, commands run or parse, snippets run."""
 
 import importlib
+import importlib.util
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +85,7 @@ def shortened(words: list[str]) -> list[str]:
 
 
 def test_commands_on_the_demo_run(tmp_path, monkeypatch):
-    """Algorithm files on the demo and examples/act.py, in the order of the pages and in one folder."""
+    """Algorithm files on the demo, examples/act.py and export.py, in the order of the pages and in one folder."""
     monkeypatch.chdir(tmp_path)
     algorithms = set()
     for line in commands():
@@ -93,6 +95,9 @@ def test_commands_on_the_demo_run(tmp_path, monkeypatch):
         if words[1].startswith("saq_"):
             algorithms.add(words[1].removesuffix(".py"))
             words = shortened(words)
+        elif words[1] == "examples/export.py":
+            if "*" not in line or importlib.util.find_spec("onnxruntime") is None:
+                continue
         elif words[1] != "examples/act.py":
             continue
         else:
@@ -164,3 +169,63 @@ def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
     exec(act, names)
     assert names["actions"].shape == (5, 4)
     assert json.loads(Path("runs/my-run/args.json").read_text())["algorithm"] == "saq_iql"
+
+
+class FakeRobot:
+    """The driver of docs/robot.md, for five steps of a robot whose action dimensions are its joints."""
+
+    def __init__(self):
+        self.sent, self.times = [], []
+
+    def limits(self):
+        return np.array([-1.0, 80.0]), np.array([1.0, 120.0])
+
+    def holding_action(self):
+        return np.array([0.0, 81.0])
+
+    def is_enabled(self):
+        return len(self.sent) < 5
+
+    def observe(self):
+        return [0.1, 0.2, 0.3]
+
+    def send(self, action):
+        self.sent.append(action)
+        self.times.append(time.monotonic())
+
+    def stop(self):
+        self.stopped = True
+
+
+def test_the_robots_page_runs(tmp_path, monkeypatch, capsys):
+    """Its snippet for recording, its commands and its control loop, from the first to the last."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    page = (ROOT / "docs" / "robot.md").read_text()
+    record, control = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    episodes = []
+    for number in range(20):
+        observations = rng.normal(size=(15, 3))
+        actions = rng.uniform([-1, 90], [1, 110], (15, 2))
+        episodes.append({"observations": observations, "actions": actions, "success": number % 2 == 0})
+    exec(record, {"episodes": episodes})
+    data = tasks.make("none", "my_robot.hdf5").dataset()
+    assert data["terminals"].sum() == data["rewards"].sum() == 10 and data["ends"].sum() == 18
+
+    for line in code_blocks(re.sub(r"```python\n.*?```", "", page, flags=re.DOTALL)).splitlines():
+        words = shlex.split(line)
+        if words[:1] != ["python"]:
+            continue
+        if words[1].startswith("saq_"):
+            words = shortened(words)
+        module = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+        module.main(tyro.cli(module.Args, args=words[2:]))
+
+    robot = FakeRobot()
+    exec(control, {"robot": robot})
+    sent = np.array(robot.sent)
+    assert sent.shape == (5, 2) and robot.stopped
+    np.testing.assert_allclose(np.diff(sent[:, 1], prepend=81.0), 2.0)  # 0.05 of 40, towards the data from 90 on
+    assert np.diff(robot.times).min() > 0.03
