@@ -45,6 +45,26 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def import_hub():
+    """The client of the Hugging Face Hub, without the messages of every retry, and with bars only on a terminal."""
+    import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return huggingface_hub
+
+
+def cached_file(repository: str, name: str) -> Path:
+    """The place of a file of a dataset repository in the cache of the Hugging Face Hub's client. It can be missing."""
+    hub = import_hub()
+    cached = hub.try_to_load_from_cache(repository, name, repo_type="dataset")
+    if isinstance(cached, str):
+        return Path(cached)
+    return Path(hub.constants.HF_HUB_CACHE, f"datasets--{repository.replace('/', '--')}", "snapshots", "main", name)
+
+
 def data_folder(variable: str, *default: str) -> Path:
     """The folder named by an environment variable; without the variable, `default` inside the home folder."""
     folder = os.environ.get(variable)

@@ -1,13 +1,12 @@
 """LeRobot datasets on the Hugging Face Hub, and the environment of one of them: pushing a T to its goal."""
 
-import logging
 import os
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 
-from tasks.common import TaskError, data_folder, quiet, task_errors
+from tasks.common import TaskError, cached_file, data_folder, import_hub, quiet, task_errors
 from tasks.lerobot_file import is_lerobot_folder, largest_rewards
 from tasks.own import Own
 from tasks.task import Task
@@ -40,38 +39,28 @@ class LeRobot(Own):
 def locate(env_id: str) -> tuple[Path, str]:
     """The folder of a dataset on this machine, which may be missing, and its URL.
 
-    The first choice is $HF_LEROBOT_HOME, where LeRobot puts what it records, the second the Hugging Face Hub's cache.
+    The first choice is $HF_LEROBOT_HOME, where LeRobot keeps its recordings, the second the Hugging Face Hub's cache.
     """
-    import huggingface_hub
-
     name = env_id.removeprefix(PREFIX)
-    url = f"https://huggingface.co/datasets/{name}"
-    recorded = data_folder("HF_LEROBOT_HOME", ".cache", "huggingface", "lerobot") / name
-    if is_lerobot_folder(recorded):
-        return recorded, url
-    info = huggingface_hub.try_to_load_from_cache(name, "meta/info.json", repo_type="dataset")
-    if isinstance(info, str):
-        return Path(info).parent.parent, url
-    repository = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
-    return repository / "snapshots" / "main", url
+    folder = data_folder("HF_LEROBOT_HOME", ".cache", "huggingface", "lerobot") / name
+    if not is_lerobot_folder(folder):
+        folder = cached_file(name, "meta/info.json").parent.parent
+    return folder, f"https://huggingface.co/datasets/{name}"
 
 
 def fetch(env_id: str) -> Path:
-    """The folder of a dataset, without its videos, downloaded from the Hugging Face Hub if it is missing.
+    """The folder of a dataset. Unless it was recorded here, the Hub is asked for all of its files except videos.
 
     Raises:
-        TaskError: if it cannot be downloaded.
+        TaskError: if files are missing and cannot be downloaded.
     """
     name = env_id.removeprefix(PREFIX)
-    recorded = data_folder("HF_LEROBOT_HOME", ".cache", "huggingface", "lerobot") / name
-    if is_lerobot_folder(recorded):
-        return recorded
-    advice = f"download https://huggingface.co/datasets/{name} by other means and name the folder in dataset_path"
-    with task_errors(f"cannot download {name}; {advice}"):
-        import huggingface_hub
-
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
-        folder = Path(huggingface_hub.snapshot_download(name, repo_type="dataset", allow_patterns=["meta/*", "data/*"]))
+    url = f"https://huggingface.co/datasets/{name}"
+    with task_errors(f"cannot download {name}; download {url} by other means and name the folder in dataset_path"):
+        hub = import_hub()
+        folder, _ = locate(env_id)
+        if folder.is_relative_to(hub.constants.HF_HUB_CACHE):
+            folder = Path(hub.snapshot_download(name, repo_type="dataset", allow_patterns=["meta/*", "data/*"]))
         if not is_lerobot_folder(folder):
             raise TaskError("it has no meta/info.json, and so is not a LeRobot dataset")
         return folder

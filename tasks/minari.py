@@ -1,13 +1,12 @@
 """Minari's datasets and their evaluation environments."""
 
 import json
-import logging
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 
-from tasks.common import TaskError, data_folder, quiet, task_errors
+from tasks.common import TaskError, data_folder, import_hub, quiet, task_errors
 from tasks.task import Task
 from tasks.transitions import Transitions, check_columns, join
 
@@ -38,7 +37,7 @@ class Minari(Task):
         with task_errors(f"cannot load {env_id} with Minari; download it by other means and put it at {folder}"):
             import minari
 
-            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
+            import_hub()  # Minari downloads with it
             self.stored = minari.load_dataset(env_id, download=True)
             metadata = self.stored.storage.metadata
             episodes = self.stored.storage.get_episode_metadata(self.stored.episode_indices)

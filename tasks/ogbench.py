@@ -1,7 +1,6 @@
 """OGBench's single-task datasets, with the package's rewards, episode ends and environments."""
 
 import contextlib
-import logging
 import os
 import re
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from tasks.common import TaskError, data_folder, download, quiet, task_errors
+from tasks.common import TaskError, data_folder, download, import_hub, quiet, task_errors
 from tasks.evaluation import EndAtSuccess
 from tasks.task import Task
 from tasks.transitions import Transitions, check_columns
@@ -137,14 +136,12 @@ def fetch(url: str, path: Path) -> None:
 
 def download_from_mirror(url: str, path: Path) -> None:
     """Download the mirror's copy of the file at `url`. It must have the size of the original, where that is known."""
-    import huggingface_hub
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
-    names = huggingface_hub.list_repo_files(MIRROR, repo_type="dataset")
+    hub = import_hub()
+    names = hub.list_repo_files(MIRROR, repo_type="dataset")
     name = next((name for name in names if Path(name).name == path.name), path.name)
     size = published_size(url)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        copy = Path(huggingface_hub.hf_hub_download(MIRROR, name, repo_type="dataset", local_dir=folder))
+        copy = Path(hub.hf_hub_download(MIRROR, name, repo_type="dataset", local_dir=folder))
         if size is not None and copy.stat().st_size != size:
             raise TaskError(f"the copy has {copy.stat().st_size} bytes, the original {size}")
         check_npz(copy)

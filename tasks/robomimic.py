@@ -2,7 +2,6 @@
 
 import ctypes.util
 import importlib.metadata
-import logging
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from tasks.common import TaskError, data_folder, quiet, task_errors
+from tasks.common import TaskError, cached_file, data_folder, import_hub, quiet, task_errors
 from tasks.evaluation import EndAtSuccess
 from tasks.robomimic_file import choose_observations, is_robomimic_file, read_header
 from tasks.task import Task
@@ -92,13 +91,7 @@ class Robomimic(Task):
             return older_file(env_id), url
         if os.environ.get("ROBOMIMIC_DATASET_DIR"):
             return data_folder("ROBOMIMIC_DATASET_DIR") / name, url
-        import huggingface_hub
-
-        cached = huggingface_hub.try_to_load_from_cache(HUB, name, repo_type="dataset")
-        if isinstance(cached, str):
-            return Path(cached), url
-        repository = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"datasets--{HUB.replace('/', '--')}"
-        return repository / "snapshots" / "main" / name, url
+        return cached_file(HUB, name), url
 
     def read(self) -> Transitions:
         return self.read_file(self.max_episode_steps)
@@ -224,8 +217,5 @@ def fetch(env_id: str) -> Path:
             f"file {older_file(env_id)}"
         )
     with task_errors(f"cannot download {env_id}; download {url} by other means and name the file in dataset_path"):
-        import huggingface_hub
-
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides the messages of every retry
         folder = os.environ.get("ROBOMIMIC_DATASET_DIR") or None
-        return Path(huggingface_hub.hf_hub_download(HUB, FILES[env_id], repo_type="dataset", local_dir=folder))
+        return Path(import_hub().hf_hub_download(HUB, FILES[env_id], repo_type="dataset", local_dir=folder))

@@ -1,8 +1,12 @@
 """LeRobot folders: the rules for transitions, rewards and terminals on known numbers; the demo; invalid folders."""
 
+import hashlib
+import http.server
 import json
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -401,3 +405,168 @@ def test_damaged_files_raise_an_error_that_names_them(tmp_path):
 def test_no_transition_raises_an_error(tmp_path, version, lengths):
     folder = write_folder(tmp_path / "data", [episode(length) for length in lengths], version=version)
     assert error(folder).startswith(("there is no transition in it", "meta/episodes has no parquet file"))
+
+
+# ---- ids -------------------------------------------------------------------------------------------------------------
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers what the Hugging Face Hub's client asks about one dataset, robot/reach, whose files are in `folder`."""
+
+    folder, works, sent = Path(), True, []
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_GET(self):
+        if not self.works:
+            return self.send_error(503)
+        if self.path.startswith("/api/datasets/robot/reach"):
+            files = [path for path in self.folder.rglob("*") if path.is_file()]
+            names = [path.relative_to(self.folder).as_posix() for path in files]
+            answer = {"id": "robot/reach", "sha": self.commit, "siblings": [{"rfilename": name} for name in names]}
+            if "/tree/" in self.path:
+                answer = [
+                    {"type": "file", "path": name, "size": path.stat().st_size, "oid": "0"}
+                    for name, path in zip(names, files)
+                ]
+            return self.answer(json.dumps(answer).encode(), {"Content-Type": "application/json"})
+        name = self.path.removeprefix(f"/datasets/robot/reach/resolve/{self.commit}/")
+        if name == self.path or not (self.folder / name).is_file():
+            return self.send_error(404)
+        content = (self.folder / name).read_bytes()
+        if self.command == "GET":
+            self.sent.append(name)
+        self.answer(content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.commit})
+
+    do_HEAD = do_GET
+
+    def answer(self, content, headers):
+        self.send_response(200)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the Hub, for commands that are run as a process of their own."""
+    Hub.folder, Hub.works = tmp_path / "hub", True
+    Hub.sent.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "recorded"))
+        yield Hub
+        server.shutdown()
+
+
+def describe(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "tasks", *words], cwd=tasks.__path__[0] + "/..", capture_output=True, text=True
+    )
+
+
+def test_a_dataset_is_downloaded_from_the_hub_without_its_videos(hub):
+    write_folder(hub.folder, [episode(4, next_reward=numbers("0001")) for _ in range(3)])
+    (hub.folder / "videos").mkdir()
+    (hub.folder / "videos" / "top.mp4").write_bytes(b"video")
+    done = describe("lerobot:robot/reach")
+    assert done.returncode == 0, done.stderr
+    assert "6 transitions, 0 terminal, 2 trajectories, mean return 1.00" in done.stdout
+    assert done.stderr == "" and "videos/top.mp4" not in hub.sent and "meta/info.json" in hub.sent
+    hub.works = False  # what was downloaded stays
+    assert describe("lerobot:robot/reach").stdout == done.stdout
+
+
+def test_a_dataset_that_was_recorded_here_is_not_downloaded(hub, tmp_path):
+    write_folder(tmp_path / "recorded" / "robot" / "reach", [episode(4) for _ in range(3)])
+    done = describe("lerobot:robot/reach", "--assume-success")
+    assert done.returncode == 0 and "mean return 1.00" in done.stdout, done.stderr
+    assert hub.sent == []
+
+
+@pytest.mark.parametrize("fault", ["away", "unknown", "no dataset"])
+def test_a_failed_download_is_one_line(hub, fault):
+    hub.works = fault != "away"
+    write_folder(hub.folder, [episode(4)])
+    (hub.folder / "meta" / "info.json").rename(hub.folder / "meta" / "other.json")
+    name = {"away": "robot/reach", "unknown": "robot/grasp", "no dataset": "robot/reach"}[fault]
+    done = describe(f"lerobot:{name}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    for words in (f"cannot download {name}", f"https://huggingface.co/datasets/{name}", "dataset_path"):
+        assert words in done.stderr
+    assert ("no meta/info.json" in done.stderr) == (fault == "no dataset")
+
+
+def test_a_folder_without_an_id_has_no_environment(tmp_path):
+    episodes = [episode(length, next_reward=np.ones(length)) for length in (4, 7, 5)]
+    task = tasks.make(dataset_path=write_folder(tmp_path / "data", episodes))
+    data = task.dataset()
+    assert task.env_id == "none" and not task.has_env and task.max_episode_steps == 6
+    assert len(data["ends"]) == 9 and len(task.held_out[1]) == 4
+    with pytest.raises(tasks.TaskError, match="dataset_filter selects demonstrations of robomimic files"):
+        tasks.make(dataset_path=task.path, dataset_filter="train")
+
+
+def test_a_folder_can_be_used_for_an_environment_of_matching_shapes(tmp_path):
+    columns = {"observation_state": np.zeros((4, 28)), "action": np.zeros((4, 4)), "next_reward": numbers("0001")}
+    folder = write_folder(tmp_path / "data", [episode(4, **columns)])
+    task = tasks.make("fetch-pick-and-place-demo-v0", folder)
+    assert len(task.dataset()["ends"]) == 3 and task.has_env
+    other = write_folder(tmp_path / "other", [episode(4)])
+    with pytest.raises(tasks.TaskError, match=r"observations have shape \(2,\).* or none for data without one"):
+        tasks.make("fetch-pick-and-place-demo-v0", other).dataset()
+
+
+PUSHT = "lerobot:lerobot/pusht_keypoints"
+
+
+def pusht_folder(folder):
+    """Two episodes in the layout of lerobot/pusht_keypoints. The second reaches the goal."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for rewards in ([0.0, 0.5, 0.25, 0.25], [0.1, 0.2, 0.9, 1.0]):
+        columns = {
+            "observation_state": rng.uniform(0, 512, (4, 2)).astype(np.float32),
+            "observation_environment_state": rng.uniform(0, 512, (4, 16)).astype(np.float32),
+            "action": rng.uniform(0, 512, (4, 2)).astype(np.float32),
+            "next_reward": np.float32(rewards),
+            "next_success": np.array(rewards) == 1.0,
+        }
+        episodes.append(episode(4, **columns))
+    return write_folder(folder, episodes)
+
+
+def test_pusht_is_scored_by_success_and_its_return_is_the_largest_coverage(tmp_path):
+    pytest.importorskip("gym_pusht")
+    task = tasks.make(PUSHT, pusht_folder(tmp_path / "data"))
+    data = task.dataset()
+    assert data["observations"].shape == (6, 18) and data["terminals"].tolist() == [0, 0, 0, 0, 0, 1]
+    assert task.dataset_returns.tolist() == [0.5, 1.0] and task.dataset_scores.tolist() == [0.0, 100.0]
+    assert (task.action_low, task.action_high) == ([0.0, 0.0], [512.0, 512.0])
+
+    env = task.env()
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(observation, env.reset(seed=0)[0])
+    raw = env.unwrapped.get_obs()
+    np.testing.assert_array_equal(env.reset(seed=0)[0], [*raw["agent_pos"], *raw["environment_state"]])
+    largest = growth = 0.0
+    for _ in range(300):
+        block = observation[2:].reshape(-1, 2).mean(0)
+        observation, reward, _, truncated, info = env.step((block - 256) / 256)  # to the block's center
+        largest = max(largest, min(info["coverage"] / 0.95, 1.0))
+        growth += reward
+    assert growth == pytest.approx(largest) and 0 < largest < 1 and truncated
+    result = task.evaluate(lambda observations: np.zeros((len(observations), 2)), 2)
+    assert result["scores"].tolist() == [0.0, 0.0] and result["lengths"].tolist() == [300, 300]
+
+
+def test_pusht_without_its_package_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gym_pusht", None)
+    with pytest.raises(tasks.TaskError, match="pip install gym-pusht"):
+        tasks.make(PUSHT, pusht_folder(tmp_path / "data")).env()
