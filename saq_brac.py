@@ -633,7 +633,7 @@ def provenance():
     for package in ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "ogbench", "robosuite"):
         try:
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        except Exception:  # it is not installed, or its metadata are damaged
             continue
     try:
         git = ["git", "rev-parse", "HEAD"]

@@ -62,7 +62,7 @@ class Own(Task):
         transitions = self.read()
         actions = transitions.columns["actions"]
         # A single wild value as a bound would squeeze all other actions into a small part of [-1, 1].
-        clip_wild_values("action dimension", actions, transitions.notes, gap=1.0, share=0.005)
+        transitions.notes += clip_wild_values("actions", actions, gap=1.0, share=0.005)
         low, high = actions.min(0), actions.max(0)
         constant = low == high  # such a dimension gets bounds around its value, and is scaled to 0
         action_space = gym.spaces.Box(low - constant, high + constant, dtype=np.float32)

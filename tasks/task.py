@@ -133,8 +133,7 @@ class Task(ABC):
                     "the environment in env_id, or none for data without one"
                 )
         self.notes = list(transitions.notes)
-        for key in ("observations", "next_observations"):
-            data[key] = prepare_observations(key, data[key], self.notes)
+        prepare_observations(data, self.notes)
         data["actions"] = self.scale_actions(data["actions"], action_space)
         data["ends"][-1] = True
         self.note_rewards(data)

@@ -83,58 +83,73 @@ def check_numbers(key: str, values: np.ndarray) -> None:
         raise TaskError(f"{key} has a value too large for float32 in row {row}: squares of 1e18 and more may overflow")
 
 
-def prepare_observations(key: str, values: np.ndarray, notes: list[str]) -> np.ndarray:
-    """Observations (N, o) as float32, without values such as 1e9 that stand for a missing reading.
+def prepare_observations(columns: dict[str, np.ndarray], notes: list[str]) -> None:
+    """Make observations and next_observations (N, o) float32, and clip values that stand for a missing reading.
 
-    Such values would set the mean and the deviation of their column, by which networks standardize observations. A
-    value counts as one if it is separated from the rest of the column by a gap a hundred times as wide as the rest's
-    range, or as 1e-3 if the rest varies by less. It is clipped to this range. `notes` gets a sentence for each such
-    column, and for each column whose movement float32 cannot resolve because it is small beside its offset.
+    Values such as 1e9 would set the mean and the deviation by which networks standardize their column. A value counts
+    as missing if a gap separates it from the rest of the column that is a hundred times as wide as the rest's range, or
+    as 1e-3 if the rest varies by less.
+
+    Args:
+        columns: observations and next_observations are replaced.
+        notes: gets a sentence if there are such values, and one for each column whose movement float32 cannot resolve
+            because it is small beside the column's offset.
     """
-    low, high = values.min(0), values.max(0)
+    observations = columns["observations"]
+    low, high = observations.min(0), observations.max(0)
     resolution = np.spacing(np.maximum(-low, high).astype(np.float32))
     for i in np.flatnonzero((high - low > 1e-5) & (high - low < 100 * resolution)):
         notes.append(
-            f"{key}: column {i} lies from {low[i]:.9g} to {high[i]:.9g}, where float32 has steps of "
+            f"observations: column {i} lies from {low[i]:.9g} to {high[i]:.9g}, where float32 has steps of "
             f"{resolution[i]:.2g}; subtract the offset in the data and on the robot"
         )
-    values = values.astype(np.float32, copy=False)
-    clip_wild_values(f"{key}: column", values, notes, gap=100.0, share=0.5, least=1e-3)
-    return values
+    sentences = []
+    for key in ("observations", "next_observations"):
+        columns[key] = columns[key].astype(np.float32, copy=False)
+        sentences += clip_wild_values(key, columns[key], gap=100.0, share=0.5, least=1e-3)
+    notes += sentences[:1]  # the same values are in both
 
 
-def clip_wild_values(
-    what: str, values: np.ndarray, notes: list[str], gap: float, share: float, least: float = 0.0
-) -> None:
+def clip_wild_values(key: str, values: np.ndarray, gap: float, share: float, least: float = 0.0) -> list[str]:
     """Clip the wild values of each column of values (N, D) to the range of the rest, in place.
 
     Wild values are separated from all others, which must vary, by more than `gap` times the range of the others (or
-    than `least`, if that is larger), and are less than `share` of the column. `notes` gets a sentence for each column
-    that has wild values; `what` starts it.
+    than `least`, if that is larger), and are less than `share` of the column.
+
+    Returns a sentence about them that begins with `key`, in a list; an empty list if there are none.
     """
+    wild = np.zeros(values.shape, bool)
     for i in range(values.shape[1]):
         column = values[:, i]
-        ordered = np.sort(column)
-        low, high = 0, len(ordered) - 1  # indices of the smallest and the largest value that is not wild
-        while low < high:
-            widest = low + np.argmax(np.diff(ordered[low : high + 1]))
-            width = ordered[widest + 1] - ordered[widest]
-            lower_part = low, widest
-            upper_part = widest + 1, high
-            rest = max(lower_part, upper_part, key=lambda part: part[1] - part[0])
-            spread = ordered[rest[1]] - ordered[rest[0]]
-            if spread == 0 or width <= gap * max(spread, least):
-                break
-            low, high = rest
-        wild_count = len(ordered) - (high - low + 1)
-        if 0 < wild_count < share * len(ordered):
-            wild = (column < ordered[low]) | (column > ordered[high])
-            row = np.argmax(wild)
-            notes.append(
-                f"{what} {i} lies from {ordered[low]:.4g} to {ordered[high]:.4g}, except in {wild_count} of "
-                f"{len(column)} rows (row {row}: {column[row]:.4g}), where it is clipped"
-            )
-            np.clip(column, ordered[low], ordered[high], out=column)
+        low, high = range_without_wild_values(np.sort(column), gap, least)
+        outside = (column < low) | (column > high)
+        if outside.sum() < share * len(column):
+            wild[:, i] = outside
+    if not wild.any():
+        return []
+    row, first = np.argwhere(wild)[0]
+    example = f"{values[row, first]:.4g} in transition {row}"
+    wild_columns = np.flatnonzero(wild.any(0))
+    for i in wild_columns:
+        rest = values[~wild[:, i], i]
+        np.clip(values[:, i], rest.min(), rest.max(), out=values[:, i])
+    return [
+        f"{key}: {wild.any(1).sum()} of {len(values)} transitions have values far outside all others, such as "
+        f"{example}, in columns {', '.join(map(str, wild_columns))}; they are clipped"
+    ]
+
+
+def range_without_wild_values(ordered: np.ndarray, gap: float, least: float) -> tuple[float, float]:
+    """The smallest and the largest of sorted values (N,) that are not wild: see `clip_wild_values`."""
+    while len(ordered) > 1:
+        widest = np.argmax(np.diff(ordered))
+        below, above = ordered[: widest + 1], ordered[widest + 1 :]
+        rest = max(below, above, key=len)
+        spread = rest[-1] - rest[0]
+        if spread == 0 or above[0] - below[-1] <= gap * max(spread, least):
+            break
+        ordered = rest
+    return ordered[0], ordered[-1]
 
 
 def join(trajectories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

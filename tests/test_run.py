@@ -268,6 +268,16 @@ def test_a_tilde_is_the_home_folder(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_damaged_metadata_of_a_package_do_not_end_a_run(monkeypatch, tmp_path):
+    """What an upgrade that was interrupted leaves behind."""
+    (tmp_path / "torch-9.9.dist-info").mkdir()
+    (tmp_path / "torch-9.9.dist-info" / "METADATA").write_bytes(b"Name: torch\nAuthor: M\xfcller\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run("saq_bc", tmp_path / "run")
+    versions = json.loads((tmp_path / "run" / "args.json").read_text())["versions"]
+    assert "torch" not in versions and "numpy" in versions
+
+
 def test_subnormal_numbers_are_flushed_to_zero(tmp_path):
     """Adam's moments of dead units become subnormal, which makes a CPU slow."""
     torch.set_flush_denormal(False)

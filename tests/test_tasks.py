@@ -100,43 +100,68 @@ def observations_with(rows, value, dtype=np.float32):
     return observations
 
 
+def prepare(observations, next_observations=None):
+    """What prepare_observations makes of observations, and its notes."""
+    if next_observations is None:
+        next_observations = np.roll(observations, -1, 0)
+    columns, notes = {"observations": observations.copy(), "next_observations": next_observations.copy()}, []
+    prepare_observations(columns, notes)
+    assert columns["observations"].dtype == columns["next_observations"].dtype == np.float32
+    return columns["observations"], columns["next_observations"], notes
+
+
 @pytest.mark.parametrize("value", [1e9, -999.0, np.float64(1e17)])
 @pytest.mark.parametrize("count", [1, 3, 200])
 def test_values_that_stand_for_missing_readings_are_clipped_and_noted(value, count):
     rows = np.random.default_rng(1).choice(1000, count, replace=False)
     observations = observations_with(rows, value)
-    clean, notes = np.delete(observations[:, 1], rows), []
-    prepared = prepare_observations("observations", observations.copy(), notes)
+    prepared, prepared_next, notes = prepare(observations)
+    clean = np.delete(observations[:, 1], rows)
     assert prepared[rows, 1] == pytest.approx(clean.max() if value > 0 else clean.min())
     np.testing.assert_array_equal(np.delete(prepared, rows, 0), np.delete(observations, rows, 0))
-    (note,) = notes
-    assert f"column 1 lies from {clean.min():.4g} to {clean.max():.4g}, except in {count} of 1000 rows" in note
-    assert f"(row {rows.min()}: {np.float32(value):.4g})" in note
+    np.testing.assert_array_equal(prepared_next, np.roll(prepared, -1, 0))
+    assert notes == [
+        f"observations: {count} of 1000 transitions have values far outside all others, such as "
+        f"{np.float32(value):.4g} in transition {rows.min()}, in columns 1; they are clipped"
+    ]
 
 
-def test_two_values_that_stand_for_missing_readings_are_clipped():
+def test_missing_readings_in_next_observations_alone_are_clipped_and_noted():
+    observations = observations_with([], 0.0)
+    prepared, prepared_next, notes = prepare(observations, observations_with([7], 1e9))
+    np.testing.assert_array_equal(prepared, observations)
+    assert prepared_next.max() <= 1 and notes[0].startswith("next_observations: 1 of 1000") and len(notes) == 1
+
+
+def test_different_values_and_columns_are_clipped_with_one_note():
     observations = observations_with([3, 4], [-1e9, 1e6])
-    notes = []
-    assert np.abs(prepare_observations("observations", observations, notes)).max() <= 1
-    assert "except in 2 of 1000 rows (row 3: -1e+09)" in notes[0]
+    observations[3, 2] = 1e9
+    prepared, _, notes = prepare(observations)
+    assert np.abs(prepared).max() <= 1
+    assert len(notes) == 1 and "2 of 1000" in notes[0] and "-1e+09 in transition 3, in columns 1, 2;" in notes[0]
 
 
 @pytest.mark.parametrize(
-    "values", [0.0, [0.0] * 999 + [1e3], np.linspace(0, 1, 1000) ** 50, np.arange(1000) % 2 * 500.0]
+    "values",
+    [0.0, [0.0] * 999 + [1e3], np.linspace(0, 1, 1000) ** 50, np.arange(1000) % 2 * 500.0, np.arange(1000) < 1],
 )
 def test_unusual_columns_stay_as_they_are(values):
-    """Constant but for one row, with a long tail, or with two values far apart."""
+    """Constant except in one row, with a long tail, or with two values far apart."""
     observations = observations_with(slice(None), values)
-    notes = []
-    np.testing.assert_array_equal(prepare_observations("observations", observations.copy(), notes), observations)
+    prepared, _, notes = prepare(observations)
+    np.testing.assert_array_equal(prepared, observations)
     assert notes == []
+
+
+def test_a_single_transition_stays_as_it_is():
+    prepared, _, notes = prepare(np.float32([[1, 2, 3]]))
+    assert prepared.tolist() == [[1, 2, 3]] and notes == []
 
 
 @pytest.mark.parametrize("movement, is_noted", [(1e-3, True), (1.0, True), (1e4, False), (0.0, False)])
 def test_movement_that_float32_cannot_resolve_at_its_offset_is_noted(movement, is_noted):
     observations = np.random.default_rng(0).uniform(-1, 1, (1000, 3)) * movement + 5e5
-    notes = []
-    prepare_observations("observations", observations, notes)
+    _, _, notes = prepare(observations)
     assert len(notes) == 3 * is_noted
     assert all("float32 has steps of 0.031; subtract the offset" in note for note in notes)
 
