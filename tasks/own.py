@@ -111,7 +111,11 @@ class Own(Task):
         return np.full(len(returns), 100.0)
 
     def statistics(self, data: dict[str, np.ndarray]) -> str:
-        return f"{super().statistics(data)}; {len(self.held_out[1])} transitions held out"
+        return (
+            f"{self.path}: {len(data['ends'])} transitions, {int(data['terminals'].sum())} terminal, "
+            f"{data['ends'].sum()} trajectories, mean return {self.dataset_returns.mean():.2f}; "
+            f"{len(self.held_out[1])} transitions held out"
+        )
 
     def print_scores(self, scores: dict[str, np.ndarray]) -> None:
         """Print the squared error of actions as a share of their variance, and that of each action dimension.

@@ -92,16 +92,19 @@ def prepare_observations(columns: dict[str, np.ndarray], notes: list[str]) -> No
 
     Args:
         columns: observations and next_observations are replaced.
-        notes: gets a sentence if there are such values, and one for each column whose movement float32 cannot resolve
-            because it is small beside the column's offset.
+        notes: gets a sentence if there are such values, and one if there are columns whose movement float32 cannot
+            resolve because it is small beside their offset.
     """
     observations = columns["observations"]
     low, high = observations.min(0), observations.max(0)
     resolution = np.spacing(np.maximum(-low, high).astype(np.float32))
-    for i in np.flatnonzero((high - low > 1e-5) & (high - low < 100 * resolution)):
+    unresolved = np.flatnonzero((high - low > 1e-5) & (high - low < 100 * resolution))
+    if len(unresolved):
+        i = unresolved[0]
         notes.append(
-            f"observations: column {i} lies from {low[i]:.9g} to {high[i]:.9g}, where float32 has steps of "
-            f"{resolution[i]:.2g}; subtract the offset in the data and on the robot"
+            f"observations: columns {', '.join(map(str, unresolved))} move little beside their offset, such as from "
+            f"{low[i]:.9g} to {high[i]:.9g}, where float32 has steps of {resolution[i]:.2g}; subtract the offset in "
+            "the data and on the robot"
         )
     sentences = []
     for key in ("observations", "next_observations"):

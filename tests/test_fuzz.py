@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 
+import lerobot_folder
 import numpy as np
 import pytest
 import test_tasks_d4rl
@@ -28,7 +29,14 @@ def ogbench(folder):
     return path, lambda: test_tasks_ogbench.load(path)
 
 
-@pytest.mark.parametrize("make, files", [(d4rl, 60), (robomimic, 60), (ogbench, 5)])
+def lerobot(folder):
+    episodes = [lerobot_folder.episode(5, next_reward=np.ones(5)) for _ in range(12)]
+    data = lerobot_folder.write_folder(folder / "data", episodes, episodes_per_file=12)
+    (path,) = data.glob("data/*/*.parquet")
+    return path, lambda: tasks.make(dataset_path=data).dataset()
+
+
+@pytest.mark.parametrize("make, files", [(d4rl, 60), (robomimic, 60), (ogbench, 5), (lerobot, 30)])
 def test_damaged_files_load_or_raise_a_task_error_or_os_error(tmp_path, make, files):
     path, load = make(tmp_path)
     load()

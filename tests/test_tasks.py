@@ -162,8 +162,9 @@ def test_a_single_transition_stays_as_it_is():
 def test_movement_that_float32_cannot_resolve_at_its_offset_is_noted(movement, is_noted):
     observations = np.random.default_rng(0).uniform(-1, 1, (1000, 3)) * movement + 5e5
     _, _, notes = prepare(observations)
-    assert len(notes) == 3 * is_noted
-    assert all("float32 has steps of 0.031; subtract the offset" in note for note in notes)
+    assert len(notes) == is_noted
+    for words in ("columns 0, 1, 2 move little", "float32 has steps of 0.031; subtract the offset") if is_noted else ():
+        assert words in notes[0]
 
 
 def test_actions_are_scaled_by_the_environments_bounds_in_data_and_environment():
