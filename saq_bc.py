@@ -46,7 +46,7 @@ class Args:
     dataset_path: str | None = None  # D4RL, robomimic or OGBench file, or LeRobot folder; None: the dataset of env_id
     dataset_filter: str | None = None  # robomimic: filter key, such as train; None: all demonstrations
     observation_keys: list[str] | None = None  # robomimic: None for end effectors, grippers, object; LeRobot: the state
-    assume_success: bool = False  # LeRobot data without rewards: count every episode as a success
+    assume_success: bool = False  # LeRobot: count every episode as a success, in place of its rewards
     sparse_rewards: bool = False  # OGBench: -1 until the whole task is solved, in place of rewards for its parts
     max_episode_steps: int | None = None  # maximum episode length; None: the benchmark's
 

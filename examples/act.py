@@ -3,8 +3,8 @@
     python examples/act.py RUN                           # e.g. runs/hopper-medium-v2__saq_cql__1__...
     python examples/act.py RUN --action-mode greedy
 
-Prints the return of each episode and the mean score, and keeps them as eval_{action_mode}.npz in the run's folder. Same
-episodes and seed as the run: same episodes as in its last evaluation.
+Prints the return of each episode and the mean score, and saves them as eval_{action_mode}.npz in the run's folder. By
+default the episodes are those of the run's last evaluation.
 """
 
 import sys
@@ -29,8 +29,8 @@ from vqvae import VQVAE, replace_file
 class Args:
     run: Annotated[list[Path], tyro.conf.arg(metavar="RUN"), tyro.conf.Positional]  # folder of a finished run
     action_mode: Literal["mean", "greedy", "sampled"] | None = None  # None: as in the run
-    episodes: int = 100
-    seed: int = 1
+    episodes: int | None = None  # None: as many as in the run's last evaluation
+    seed: int | None = None  # None: the run's
 
 
 class Policy(torch.nn.Module):
@@ -40,7 +40,7 @@ class Policy(torch.nn.Module):
         super().__init__()
         self.vqvae, self.algorithm, self.args = vqvae, model["algorithm"], SimpleNamespace(**model["args"])
         if self.algorithm not in ("saq_bc", "saq_iql", "saq_cql", "saq_brac"):
-            raise ValueError(f"it is a run of {self.algorithm}")
+            raise ValueError(f"it is from {self.algorithm}, not from one of saq_*.py")
         self.behavior = mlp(vqvae.standardize, self.args.codebook_size, self.args)
         self.behavior.load_state_dict(model["behavior"])
         if self.algorithm != "saq_bc":
@@ -70,8 +70,8 @@ def load_policy(folder: str | Path) -> tuple[Policy, dict[str, Any]]:
     """The policy of a finished run, on the CPU.
 
     Returns:
-        policy: a function of observations (B, observation_dim) float32, an action mode (mean, greedy or sampled) and a
-            generator, which only sampled needs. It returns actions (B, action_dim), scaled to [-1, 1].
+        policy: a function of observations (B, observation_dim), a float32 tensor, an action mode (mean, greedy or
+            sampled) and a generator, which only sampled needs. It returns actions (B, action_dim), scaled to [-1, 1].
         model: the content of model.pt: algorithm, args, weights, and action_low and action_high, the bounds of the
             environment's actions.
 
@@ -91,25 +91,24 @@ def find_run(folders: list[Path]) -> Path:
     """The folder of the one run on the command line, where a pattern can match several runs or none."""
     if len(folders) == 1 and folders[0].expanduser().is_dir():
         return folders[0].expanduser()
-    named = f"{len(folders)} are named"
     if len(folders) == 1:
-        named = f"there is no folder {folders[0]}"
-    fail(f"name the folder of one run; {named}")
+        fail(f"name the folder of one run; {folders[0]} is no folder")
+    fail(f"name the folder of one run; there are {len(folders)}")
 
 
 def main(args: Args) -> dict[str, np.ndarray]:
     folder = find_run(args.run)
     try:
-        policy, model = load_policy(folder)
-        result = evaluate(policy, model, args)
+        policy, _ = load_policy(folder)
+        result = evaluate(policy, args)
     except (tasks.TaskError, OSError) as error:
         fail(error)
     for episode, (episode_return, length) in enumerate(zip(result["returns"], result["lengths"])):
         print(f"episode {episode}: return {episode_return:.2f}, {length} steps")
-    action_mode = args.action_mode or model["args"]["action_mode"]
+    action_mode = args.action_mode or policy.args.action_mode
     path = folder / f"eval_{action_mode}.npz"
     replace_file(path, lambda file: np.savez(file, **result))
-    print(f"mean score {result['scores'].mean():.1f}; kept as {path}")
+    print(f"mean score {result['scores'].mean():.1f}; saved to {path}")
     return result
 
 
@@ -118,18 +117,19 @@ def make_task(run: SimpleNamespace) -> tasks.Task:
     return tasks.make(run.env_id, run.dataset_path, **{name: getattr(run, name) for name in tasks.OPTIONS})
 
 
-def evaluate(policy: Policy, model: dict[str, Any], args: Args) -> dict[str, np.ndarray]:
+def evaluate(policy: Policy, args: Args) -> dict[str, np.ndarray]:
     """Seeds, returns, lengths and scores of episodes in the run's environment."""
-    run = SimpleNamespace(**model["args"])
+    run = policy.args
+    seed = run.seed if args.seed is None else args.seed
     task = make_task(run)
     if not task.has_env:  # then the evaluation is on trajectories that the dataset holds out
         task.dataset()
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def act(observations):
         return policy(torch.from_numpy(observations), args.action_mode or run.action_mode, generator).numpy()
 
-    return task.evaluate(act, args.episodes, args.seed)
+    return task.evaluate(act, args.episodes or run.final_eval_episodes, seed)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Args:
     """observations to use (default in robomimic files: end effector and gripper of each arm, object; in LeRobot data:
     the state)"""
     assume_success: bool = False
-    """LeRobot data without rewards: count every episode as a success"""
+    """LeRobot data: count every episode as a success, in place of its rewards"""
     sparse_rewards: bool = False
     """OGBench: -1 until the whole task is solved, in place of rewards for its parts"""
     max_episode_steps: int | None = None

@@ -79,20 +79,32 @@ def read_array(dataset: h5py.Dataset) -> np.ndarray:
     """The content of an HDF5 dataset.
 
     Raises:
-        TaskError: if it is a virtual dataset with a missing part, which HDF5 would silently replace by zeros.
+        TaskError: if it is not an array, or is a virtual one with missing parts, which HDF5 would replace by zeros.
     """
-    if dataset.is_virtual:
-        folder = Path(dataset.file.filename).parent
-        for part in dataset.virtual_sources():
-            if part.file_name == ".":  # in the same file
-                continue
-            with task_errors(f"{dataset.name} consists of parts in other files, and {part.file_name} cannot be read"):
-                path = folder / part.file_name
-                if not path.exists():
-                    path = Path(part.file_name)  # HDF5 also looks in the working directory
-                with h5py.File(path, "r") as file:
-                    file[part.dset_name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise TaskError(f"{dataset.name} is a group, not an array")
+    check_parts(dataset)
     return dataset[()]
+
+
+def check_parts(dataset: h5py.Dataset) -> None:
+    """Raise TaskError if parts of a virtual dataset are missing. They lie in other files, and can be virtual too."""
+    if not dataset.is_virtual:
+        return
+    folder = Path(dataset.file.filename).resolve().parent
+    covered = 0
+    for part in dataset.virtual_sources():
+        covered += part.vspace.get_select_npoints()
+        if part.file_name == "." or "%b" in part.file_name:  # in the same file, or in a series of files
+            continue
+        name = Path(part.file_name)
+        with task_errors(f"{dataset.name} consists of parts in other files, and {name} cannot be read"):
+            places = (folder / name, folder / name.name, name)  # those where HDF5 looks, the working directory last
+            path = next((place for place in places if place.exists()), name)
+            with h5py.File(path, "r") as file:
+                check_parts(file[part.dset_name])
+    if covered < dataset.size:
+        raise TaskError(f"{dataset.name} has {dataset.size} numbers, of which only {covered} are in its parts")
 
 
 def download(url: str, path: Path, check: Callable[[Path], None]) -> None:
@@ -110,7 +122,7 @@ def download(url: str, path: Path, check: Callable[[Path], None]) -> None:
     downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=1 << 20, timeout=60)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with task_errors(f"cannot download {url}; download it by other means and put it at {path}"):
+        with task_errors(f"cannot download {url}; download it manually to {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             pooch.retrieve(url, None, temporary.name, temporary.parent, downloader=downloader)
             check(temporary)

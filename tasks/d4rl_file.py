@@ -38,7 +38,7 @@ def read_d4rl_file(path: Path, max_episode_steps: int) -> Transitions:
         terminals = columns["terminals"]
         count = len(terminals)
         if not count:
-            raise TaskError("there is no transition in it")
+            raise TaskError("it contains no transitions")
         marks_timeouts = "timeouts" in columns
         timeouts = columns.pop("timeouts", np.zeros(count, bool))
 
@@ -105,6 +105,12 @@ def without_next_observations(columns: dict[str, np.ndarray], timeouts: np.ndarr
     transitions["next_observations"] = columns["observations"][kept + 1]
     skips_rows = np.diff(kept, append=len(timeouts)) != 1
     transitions["ends"] = transitions["terminals"] | skips_rows
+    dropped = np.setdiff1d(np.flatnonzero(columns["rewards"]), kept)
+    if len(dropped) and not transitions["rewards"].any():
+        notes.append(
+            "all rewards are in rows that are no transitions, because no next observation follows them: mark these "
+            "rows as terminals, or add next_observations"
+        )
     return Transitions(transitions, returns, notes)
 
 

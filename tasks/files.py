@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import h5py
+
+from tasks.common import TaskError
 from tasks.d4rl_file import read_d4rl_file
 from tasks.lerobot_file import is_lerobot_folder, read_lerobot_folder
 from tasks.robomimic_file import is_robomimic_file, read_robomimic_file
@@ -36,6 +39,10 @@ def read_file(path: Path, max_episode_steps: int, options: dict[str, Any]) -> Tr
     """
     if is_lerobot_folder(path):
         return read_lerobot_folder(path, **options)
+    if path.is_dir():
+        raise TaskError(f"{path} is a folder without meta/info.json, and so is not a LeRobot dataset")
+    if not h5py.is_hdf5(path):
+        raise TaskError(f"{path} is not an HDF5 file, or is damaged")
     if is_robomimic_file(path):
         return read_robomimic_file(path, **options)
     return read_d4rl_file(path, max_episode_steps)

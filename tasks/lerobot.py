@@ -8,44 +8,30 @@ import numpy as np
 
 from tasks.common import TaskError, cached_file, data_folder, import_hub, quiet, task_errors
 from tasks.lerobot_file import is_lerobot_folder, largest_rewards
-from tasks.own import Own
+from tasks.no_env import NoEnv
 from tasks.task import Task
 from tasks.transitions import Transitions
 
 PREFIX = "lerobot:"
-PUSHT = f"{PREFIX}lerobot/pusht_keypoints"
-
-
-class LeRobot(Own):
-    """`lerobot:OWNER/NAME`: a LeRobot dataset, downloaded from the Hugging Face Hub if it is missing. No environment.
-
-    `path` is a folder in its place.
-    """
-
-    OPTIONS = ("observation_keys", "assume_success")
-
-    def __init__(self, env_id: str, path: Path | None = None, **options):
-        super().__init__(env_id, path or fetch(env_id), **options)
-
-    @classmethod
-    def matches(cls, env_id: str | None, path: Path | None) -> bool:
-        return env_id.startswith(PREFIX)
-
-    @classmethod
-    def locate(cls, env_id: str) -> tuple[Path, str]:
-        return locate(env_id)
 
 
 def locate(env_id: str) -> tuple[Path, str]:
     """The folder of a dataset on this machine, which may be missing, and its URL.
 
-    The first choice is $HF_LEROBOT_HOME, where LeRobot keeps its recordings, the second the Hugging Face Hub's cache.
+    LeRobot's own folder comes first, which is where recordings are, then the Hugging Face Hub's cache.
     """
     name = env_id.removeprefix(PREFIX)
-    folder = data_folder("HF_LEROBOT_HOME", ".cache", "huggingface", "lerobot") / name
+    folder = recordings_folder() / name
     if not is_lerobot_folder(folder):
         folder = cached_file(name, "meta/info.json").parent.parent
     return folder, f"https://huggingface.co/datasets/{name}"
+
+
+def recordings_folder() -> Path:
+    """$HF_LEROBOT_HOME, else `lerobot` in $HF_HOME, by default ~/.cache/huggingface."""
+    if os.environ.get("HF_LEROBOT_HOME"):
+        return data_folder("HF_LEROBOT_HOME")
+    return Path(import_hub().constants.HF_HOME) / "lerobot"
 
 
 def fetch(env_id: str) -> Path:
@@ -56,14 +42,30 @@ def fetch(env_id: str) -> Path:
     """
     name = env_id.removeprefix(PREFIX)
     url = f"https://huggingface.co/datasets/{name}"
-    with task_errors(f"cannot download {name}; download {url} by other means and name the folder in dataset_path"):
-        hub = import_hub()
-        folder, _ = locate(env_id)
-        if folder.is_relative_to(hub.constants.HF_HUB_CACHE):
-            folder = Path(hub.snapshot_download(name, repo_type="dataset", allow_patterns=["meta/*", "data/*"]))
+    with task_errors(f"cannot download {name}; download {url} manually and name its folder with --dataset-path"):
+        if is_lerobot_folder(recordings_folder() / name):
+            return recordings_folder() / name
+        patterns = ["meta/*", "data/*"]
+        folder = Path(import_hub().snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
         if not is_lerobot_folder(folder):
             raise TaskError("it has no meta/info.json, and so is not a LeRobot dataset")
         return folder
+
+
+class LeRobot(NoEnv):
+    """`lerobot:OWNER/NAME`: a LeRobot dataset, downloaded from the Hugging Face Hub if it is missing. No environment.
+
+    `path` is a folder in its place.
+    """
+
+    locate = staticmethod(locate)
+
+    def __init__(self, env_id: str, path: Path | None = None, **options):
+        super().__init__(env_id, path or fetch(env_id), **options)
+
+    @classmethod
+    def matches(cls, env_id: str | None, path: Path | None) -> bool:
+        return env_id.startswith(PREFIX)
 
 
 class PushT(Task):
@@ -71,20 +73,19 @@ class PushT(Task):
 
     The reward is the share of the goal that the block covers, divided by 0.95 and at most 1. The return is the largest
     reward of an episode, and the score the percentage of episodes that reach 1. Observations (18,): position of the
-    disc, then the block's keypoints.
+    disc, then the block's keypoints. `path` is another LeRobot folder with these columns.
     """
 
-    IDS = (PUSHT,)
+    IDS = ("lerobot:lerobot/pusht_keypoints",)
     max_episode_steps = 300
+    locate = staticmethod(locate)
 
     def __init__(self, env_id: str, path: Path | None = None, **options):
         super().__init__(env_id, path or fetch(env_id), **options)
 
-    @classmethod
-    def locate(cls, env_id: str) -> tuple[Path, str]:
-        return locate(env_id)
-
     def read(self) -> Transitions:
+        if not is_lerobot_folder(self.path):
+            raise TaskError(f"{self.path} is not a LeRobot folder, with meta/info.json")
         transitions = self.read_file(self.max_episode_steps)
         transitions.returns = largest_rewards(self.path).astype(np.float64)
         return transitions

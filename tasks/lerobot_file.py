@@ -1,4 +1,4 @@
-"""Reads LeRobot dataset folders in the formats 2.0, 2.1 and 3.0: parquet files with one row a frame, never videos."""
+"""Reads LeRobot dataset folders in the formats 2.0, 2.1 and 3.0: parquet files with one row per frame, never videos."""
 
 import json
 import re
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common import TaskError, task_errors
-from tasks.transitions import Transitions, check_columns
+from tasks.transitions import Transitions, check_columns, check_flags, starts
 
 BOOKKEEPING = ("episode_index", "frame_index", "timestamp", "index", "task_index")
-NO_REWARDS = "the data have no rewards and no success flags; assume_success counts every episode as a success"
+NO_REWARDS = "the data have no rewards and no success flags; --assume-success counts every episode as a success"
 DONE_IS_THE_END = (
     "next.done is true at the last frame of every episode and nowhere else, which can mean a time limit: no frame is "
     "terminal"
@@ -27,11 +27,10 @@ def read_lerobot_folder(
 ) -> Transitions:
     """Read all episodes of a folder.
 
-    A frame holds an observation, the action taken there and, in the columns `next.*`, what followed: see `outcomes`.
-    The observation after an episode's last frame is not in the data, so the last frame is no transition. Its reward is
-    added to the reward of the frame before, and the frame before is terminal if either of the two is. (If the frame
-    before is terminal itself, its reward stays: what follows a terminal frame does not count.) `returns` sums the
-    rewards of all frames.
+    A frame holds an observation, the action taken there and, in the columns `next.*`, what followed: see
+    `rewards_and_terminals`. The observation after an episode's last frame is not in the data, so the last frame is no
+    transition. Its reward and its terminal flag move to the frame before, unless that is terminal itself: what follows
+    a terminal frame does not count. `returns` sums the rewards of all frames.
 
     Args:
         path: the folder.
@@ -44,10 +43,15 @@ def read_lerobot_folder(
     with task_errors(path):
         info = read_info(path)
         files = data_files(path, info)
-        keys = select_observations(files[0], info, observation_keys)
+        keys, unused = select_observations(files[0], info, observation_keys)
         frames, last = sort_frames(read_frames(path, files, keys), info)
         columns = {"observations": np.concatenate([frames[key] for key in keys], axis=1), "actions": frames["action"]}
-        return to_transitions(columns, frames, last, assume_success)
+        transitions = to_transitions(columns, frames, last, assume_success)
+        if unused:
+            transitions.notes.append(
+                f"observations are {', '.join(keys)}, without {', '.join(unused)}; --observation-keys chooses"
+            )
+        return transitions
 
 
 def largest_rewards(path: Path) -> np.ndarray:
@@ -55,7 +59,9 @@ def largest_rewards(path: Path) -> np.ndarray:
     with task_errors(path):
         info = read_info(path)
         frames, last = sort_frames(read_frames(path, data_files(path, info), []), info)
-        return np.maximum.reduceat(frames["next.reward"].reshape(-1), np.flatnonzero(np.append(True, last[:-1])))
+        if "next.reward" not in frames:
+            raise TaskError("the column 'next.reward' is missing")
+        return np.maximum.reduceat(frames["next.reward"].reshape(-1), starts(last))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -63,7 +69,7 @@ def largest_rewards(path: Path) -> np.ndarray:
 
 def read_info(path: Path) -> dict:
     """The content of meta/info.json. Raises TaskError for other formats than 2 and 3, and for missing keys."""
-    info = json.loads((path / "meta" / "info.json").read_text(encoding="utf-8"))
+    info = json.loads((path / "meta" / "info.json").read_text(encoding="utf-8-sig"))
     version = str(info.get("codebase_version"))
     if not re.match(r"v[23]\.", version):
         raise TaskError(f"the codebase_version is {version}; LeRobot's formats v2.0, v2.1 and v3.0 can be read")
@@ -79,7 +85,7 @@ def data_files(path: Path, info: dict) -> list[Path]:
         episodes = path / "meta" / "episodes.jsonl"
         if not episodes.is_file():
             raise TaskError("meta/episodes.jsonl is missing")
-        lines = episodes.read_text(encoding="utf-8").splitlines()
+        lines = episodes.read_text(encoding="utf-8-sig").split("\n")
         numbers = sorted({json.loads(line)["episode_index"] for line in lines if line.strip()})
         places = [
             {
@@ -104,8 +110,16 @@ def data_files(path: Path, info: dict) -> list[Path]:
             f"{missing[0]} is missing ({len(missing)} of {len(names)} data files are); copy or download them again"
         )
     if not names:
-        raise TaskError("there is no transition in it")
+        raise TaskError("it contains no transitions")
     return [path / name for name in names]
+
+
+def column_names(path: Path, file: Path) -> list[str]:
+    """The columns of a parquet file."""
+    import pyarrow.parquet as pq
+
+    with task_errors(file.relative_to(path)):
+        return pq.read_schema(file).names
 
 
 def numeric_columns(file: Path) -> list[str]:
@@ -158,22 +172,25 @@ def is_list(kind) -> bool:
 # ---- frames ----------------------------------------------------------------------------------------------------------
 
 
-def select_observations(file: Path, info: dict, observation_keys: list[str] | None) -> list[str]:
-    """The columns to read as observations. Raises TaskError if they do not exist or are not vectors."""
+def select_observations(file: Path, info: dict, observation_keys: list[str] | None) -> tuple[list[str], list[str]]:
+    """The columns to read as observations, and those that the default leaves out.
+
+    Raises:
+        TaskError: if they do not exist or are not vectors.
+    """
     names = [name for name in numeric_columns(file) if name not in (*BOOKKEEPING, "action")]
     vectors = [name for name in names if not name.startswith("next.")]
     if observation_keys:
         unknown = [key for key in observation_keys if key not in vectors]
         if unknown:
-            raise TaskError(
-                f"there is no vector {unknown[0]!r}; observation_keys can be: {', '.join(vectors) or 'none'}"
-            )
-        return observation_keys
+            existing = ", ".join(vectors) or "nothing"
+            raise TaskError(f"there is no vector {unknown[0]!r}; choose with --observation-keys from: {existing}")
+        return observation_keys, []
     keys = [key for key in ("observation.state", "observation.environment_state") if key in vectors]
     if keys:
-        return keys
+        return keys, [key for key in vectors if key not in keys]
     if vectors:
-        raise TaskError(f"there is no observation.state; choose with observation_keys from: {', '.join(vectors)}")
+        raise TaskError(f"there is no observation.state; choose with --observation-keys from: {', '.join(vectors)}")
     features = info.get("features", {})
     images = [key for key, feature in features.items() if feature.get("dtype") in ("image", "video")]
     if images:
@@ -183,8 +200,8 @@ def select_observations(file: Path, info: dict, observation_keys: list[str] | No
 
 def read_frames(path: Path, files: list[Path], observation_keys: list[str]) -> dict[str, np.ndarray]:
     """The columns that are needed, (frames, dimensions), of all files one after the other."""
-    numeric = numeric_columns(files[0])
-    optional = [key for key in ("next.reward", "next.success", "next.done") if key in numeric]
+    existing = {name for file in files for name in column_names(path, file)}
+    optional = [key for key in ("next.reward", "next.success", "next.done") if key in existing]
     keys = list(dict.fromkeys([*observation_keys, "action", "episode_index", "frame_index", *optional]))
     tables = [read_parquet(path, file, keys) for file in files]
     for file, table in zip(files, tables, strict=True):
@@ -213,17 +230,17 @@ def sort_frames(frames: dict[str, np.ndarray], info: dict) -> tuple[dict[str, np
     episodes = frames["episode_index"].reshape(-1)
     numbers = frames["frame_index"].reshape(-1)
     if not len(episodes):
-        raise TaskError("there is no transition in it")
+        raise TaskError("it contains no transitions")
     order = np.lexsort((numbers, episodes))
     episodes, numbers = episodes[order], numbers[order]
     last = np.append(episodes[1:] != episodes[:-1], True)
-    first_rows = np.flatnonzero(np.append(True, last[:-1]))
+    first_rows = starts(last)
     lengths = np.diff(first_rows, append=len(episodes))
     wrong = numbers != np.arange(len(numbers)) - np.repeat(first_rows, lengths)
     if wrong.any():
         row = np.argmax(wrong)
         raise TaskError(f"the frames of episode {episodes[row]} are not numbered 0, 1, 2 ...: see frame {numbers[row]}")
-    if (last.sum(), len(last)) != (info["total_episodes"], info["total_frames"]):
+    if (last.sum(), len(last)) != (int(info["total_episodes"]), int(info["total_frames"])):
         raise TaskError(
             f"meta/info.json says {info['total_episodes']} episodes with {info['total_frames']} frames, the data files "
             f"have {last.sum()} with {len(last)}"
@@ -231,7 +248,7 @@ def sort_frames(frames: dict[str, np.ndarray], info: dict) -> tuple[dict[str, np
     return {key: values[order] for key, values in frames.items()}, last
 
 
-def outcomes(
+def rewards_and_terminals(
     rewards: np.ndarray | None,
     success: np.ndarray | None,
     done: np.ndarray | None,
@@ -253,9 +270,8 @@ def outcomes(
     if assume_success:
         return last.astype(np.float32), last.copy(), []
     if rewards is None and success is not None:
-        first_rows = np.flatnonzero(np.append(True, last[:-1]))
         terminals = np.zeros(len(last), bool)
-        terminals[last] = np.logical_or.reduceat(success, first_rows)
+        terminals[last] = np.logical_or.reduceat(success, starts(last))
         return terminals.astype(np.float32), terminals, []
 
     notes = []
@@ -283,21 +299,21 @@ def to_transitions(
         last: (N,) bool, the frames that end an episode.
         assume_success: whether every episode counts as a success.
     """
+    success = done = None
     if "next.reward" in frames:
         columns["rewards"] = frames["next.reward"]
-    flag = "next.success" if "next.success" in frames else "next.done"
-    if flag in frames:
-        columns["terminals"] = frames[flag]
     columns = check_columns(columns)
-    flags = {flag: columns.get("terminals")}
-    rewards, terminals, notes = outcomes(
-        columns.get("rewards"), flags.get("next.success"), flags.get("next.done"), last, assume_success
-    )
-    returns = np.add.reduceat(rewards, np.flatnonzero(np.append(True, last[:-1])), dtype=np.float64)
+    rewards = columns.get("rewards")
+    if "next.success" in frames:
+        success = check_flags("next.success", frames["next.success"].reshape(-1))
+    if "next.done" in frames:
+        done = check_flags("next.done", frames["next.done"].reshape(-1))
+    rewards, terminals, notes = rewards_and_terminals(rewards, success, done, last, assume_success)
+    returns = np.add.reduceat(rewards, starts(last), dtype=np.float64)
 
     kept = np.flatnonzero(~last)
     if not len(kept):
-        raise TaskError("there is no transition in it: every episode has a single frame")
+        raise TaskError("it contains no transitions: every episode has a single frame")
     ends = last[kept + 1]
     transitions = {
         "observations": columns["observations"][kept],

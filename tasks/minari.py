@@ -33,8 +33,10 @@ class Minari(Task):
             raise TaskError(f"the environment of {env_id} needs MuJoCo 2.1; use Minari's {STAND_INS[env_id]} instead")
         folder, _ = self.locate(env_id)
         if path is not None:
-            raise TaskError(f"dataset_path is for files of other benchmarks; {env_id} is Minari's, kept in {folder}")
-        with task_errors(f"cannot load {env_id} with Minari; download it by other means and put it at {folder}"):
+            raise TaskError(
+                f"--dataset-path is for files of other benchmarks; {env_id} is Minari's, stored in {folder}"
+            )
+        with task_errors(f"cannot load {env_id} with Minari; download it manually to {folder}"):
             import minari
 
             import_hub()  # Minari downloads with it

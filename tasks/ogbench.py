@@ -13,7 +13,7 @@ import numpy as np
 from tasks.common import TaskError, data_folder, download, import_hub, quiet, task_errors
 from tasks.evaluation import EndAtSuccess
 from tasks.task import Task
-from tasks.transitions import Transitions, check_columns
+from tasks.transitions import Transitions, check_columns, starts
 
 SERVER = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 MIRROR = "zhouzypaul/ogbench_datasets"  # on the Hugging Face Hub, by an author of OGBench's laboratory
@@ -77,6 +77,8 @@ class OGBench(Task):
     def read(self) -> Transitions:
         from ogbench.relabel_utils import relabel_dataset
 
+        if not zipfile.is_zipfile(self.path):
+            raise TaskError(f"{self.path} is not an .npz file, or is damaged")
         with contextlib.closing(self.env()) as env, task_errors(self.path):
             dataset = import_ogbench().load_dataset(str(self.path), add_info=True)
             if not len(dataset["terminals"]) or len(dataset["observations"]) != len(dataset["next_observations"]):
@@ -94,8 +96,7 @@ class OGBench(Task):
             )
         if "sparse_rewards" in self.options:
             columns["rewards"] = np.where(columns["rewards"] == 0, np.float32(0), np.float32(-1))
-        starts = np.flatnonzero(np.append(True, columns["ends"][:-1]))
-        successes = np.logical_or.reduceat(columns["terminals"], starts)
+        successes = np.logical_or.reduceat(columns["terminals"], starts(columns["ends"]))
         return Transitions(columns, successes.astype(np.float64))
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
@@ -129,7 +130,7 @@ def fetch(url: str, path: Path) -> None:
         reason = error.__cause__
     with task_errors(
         f"cannot download {url} ({reason!r:.200}) or its copy in https://huggingface.co/datasets/{MIRROR}; download it "
-        f"by other means and put it at {path}"
+        f"manually to {path}"
     ):
         download_from_mirror(url, path)
 
@@ -165,7 +166,7 @@ def check_npz(path: Path) -> None:
     with zipfile.ZipFile(path) as file:
         damaged = file.testzip()
     if damaged:
-        raise TaskError(f"{damaged} is damaged in it")
+        raise TaskError(f"its member {damaged} is damaged")
 
 
 def import_ogbench():

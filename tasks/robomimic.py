@@ -59,7 +59,7 @@ class Robomimic(Task):
             case _:
                 raise TaskError(
                     f"{path}: its env_args do not describe a robosuite environment (env_name, env_kwargs, type 1); "
-                    "train without one with env_id none"
+                    "train without an environment with --env-id none"
                 )
         self.env_name = header.env_args["env_name"]
         if env_id is None:
@@ -216,6 +216,6 @@ def fetch(env_id: str) -> Path:
             f"{env_id} needs robosuite 1.5 ({INSTALL['1.5']}), or for the installed {robosuite_version()} the older "
             f"file {older_file(env_id)}"
         )
-    with task_errors(f"cannot download {env_id}; download {url} by other means and name the file in dataset_path"):
+    with task_errors(f"cannot download {env_id}; download {url} manually and name the file with --dataset-path"):
         folder = os.environ.get("ROBOMIMIC_DATASET_DIR") or None
         return Path(import_hub().hf_hub_download(HUB, FILES[env_id], repo_type="dataset", local_dir=folder))

@@ -1,4 +1,4 @@
-"""Reads robomimic's HDF5 files with low-dimensional observations: one group per demonstration, and the environment."""
+"""Reads robomimic's HDF5 files, which have a group per demonstration, with low-dimensional observations."""
 
 import json
 import re
@@ -18,8 +18,8 @@ class Header(NamedTuple):
     Attributes:
         env_args: the environment, for robosuite with env_name, env_kwargs, type 1 and perhaps env_version; empty in
             files without one.
-        observation_names: the observations of a demonstration; empty if there is no demonstration.
-        vector_names: those of them that are vectors, unlike images.
+        observation_names: the observations of the last demonstration; empty if there is no demonstration.
+        vector_names: those of them that are vectors or numbers, unlike images.
         longest: number of steps of the longest demonstration.
     """
 
@@ -56,7 +56,7 @@ def read_header(path: Path) -> Header:
             demonstration = file["data"][name]
             observations = {str(key): array for key, array in demonstration["obs"].items()}  # bytes if not UTF-8
             observation_names = list(observations)
-            vector_names = [key for key, array in observations.items() if array.ndim == 2]
+            vector_names = [key for key, array in observations.items() if array.ndim <= 2]
             longest = max(longest, len(demonstration["actions"]))
         return Header(env_args, observation_names, vector_names, longest)
 
@@ -64,13 +64,13 @@ def read_header(path: Path) -> Header:
 def choose_observations(header: Header, observation_keys: list[str] | None) -> list[str]:
     """The observations to use: the given ones, or the default.
 
-    In a file with robosuite's names the default is position, orientation and gripper of each arm, then the object. In
-    other files, such as those of real robots, it is every observation that is a vector.
+    In a file with robosuite's names (robot0_eef_pos and so on) the default is position, orientation and gripper of each
+    arm, then the object. In other files, such as those of real robots, it is every observation that is a vector.
 
     Raises:
         TaskError: if the file does not have them.
     """
-    robots = sorted({name.split("_")[0] for name in header.observation_names if name.startswith("robot")})
+    robots = sorted({name.split("_")[0] for name in header.observation_names if re.match(r"robot\d+_", name)})
     if observation_keys:
         keys = list(observation_keys)
     elif robots:
@@ -80,7 +80,7 @@ def choose_observations(header: Header, observation_keys: list[str] | None) -> l
     for key in keys:
         if key not in header.observation_names:
             names = ", ".join(header.observation_names)
-            raise TaskError(f"there is no observation {key!r}; the file has {names}; choose with observation_keys")
+            raise TaskError(f"there is no observation {key!r}; the file has {names}; choose with --observation-keys")
     if not keys and header.observation_names:
         raise TaskError(f"no observation is a vector; the file has {', '.join(header.observation_names)}")
     return keys
@@ -107,24 +107,31 @@ def read_robomimic_file(
     trajectories = []
     returns = []
     with task_errors(path), h5py.File(path, "r") as file:
-        observation_keys = choose_observations(header, observation_keys)
+        used = choose_observations(header, observation_keys)
         success_reward = 0.999 * (header.env_args.get("env_kwargs", {}).get("reward_scale") or 1.0)
         for name in demonstration_names(file, dataset_filter):
             with task_errors(name):
-                columns = read_demonstration(file["data"][name], observation_keys)
+                columns = read_demonstration(file["data"][name], used)
             returns.append(columns["rewards"].max(initial=0.0) >= success_reward)
             trajectories.append(with_next_observations(columns))
-        return Transitions(join(trajectories), np.array(returns, np.float64))
+        transitions = Transitions(join(trajectories), np.array(returns, np.float64))
+        unused = [name for name in header.observation_names if name not in used]
+        if not observation_keys and used == header.vector_names and unused:
+            transitions.notes.append(
+                f"observations are {', '.join(used)}, without {', '.join(unused)}; --observation-keys chooses"
+            )
+        return transitions
 
 
 def demonstration_names(file: h5py.File, dataset_filter: str | None) -> list[str]:
     """The names of all demonstrations, or of those under a filter key.
 
     They are sorted by the numbers at their ends, demo_2 before demo_10. Names without numbers stay in the file's order.
-    Groups without actions, such as one for metadata, are no demonstrations.
+    Groups without actions and observations, such as one for metadata, are no demonstrations.
     """
     if dataset_filter is None:
-        names = [name for name, group in file["data"].items() if isinstance(group, h5py.Group) and "actions" in group]
+        groups = {name: group for name, group in file["data"].items() if isinstance(group, h5py.Group)}
+        names = [name for name, group in groups.items() if "actions" in group or "obs" in group]
     else:
         filters = file.get("mask", {})
         if dataset_filter not in filters:

@@ -10,7 +10,7 @@ import numpy as np
 from tasks.common import TaskError, task_errors
 from tasks.evaluation import Policy, check_rendering, episode_seeds, record_video, run_episodes
 from tasks.files import layout_options, read_file
-from tasks.transitions import Transitions, prepare_observations
+from tasks.transitions import Transitions, make_float32
 
 MUJOCO_GL = os.environ.get("MUJOCO_GL")  # the user's own setting; robosuite changes the variable
 VIDEO_EPISODES = 3
@@ -57,7 +57,8 @@ class Task(ABC):
         self.options = {name: value for name, value in options.items() if value}
         for name in self.options:
             if name not in (*self.OPTIONS, *layout_options(path)):
-                raise TaskError(f"{name} {WHAT_OPTIONS_DO[name]}, and does not apply to {path or env_id}")
+                flag = f"--{name.replace('_', '-')}"
+                raise TaskError(f"{flag} {WHAT_OPTIONS_DO[name]}, and does not apply to {path or env_id}")
         self.env_id = env_id
         self.path = path
         self.notes = []
@@ -107,7 +108,15 @@ class Task(ABC):
         with task_errors(f"cannot reset the environment of {self.env_id}"):
             env.reset(seed=0)
         env.close()
-        return self.prepare(self.read(), env.observation_space, env.env.action_space)
+        return self.prepare(self.read_float32(), env.observation_space, env.env.action_space)
+
+    def read_float32(self) -> Transitions:
+        """What `read` returns, with float32 columns and without outliers in observations. Raises as `read` does."""
+        transitions = self.read()
+        if not len(transitions.columns["ends"]):
+            raise TaskError(f"{self.path or self.env_id}: it contains no transitions")
+        make_float32(transitions.columns, transitions.notes)
+        return transitions
 
     def prepare(
         self, transitions: Transitions, observation_space: gym.spaces.Box, action_space: gym.spaces.Box
@@ -115,7 +124,7 @@ class Task(ABC):
         """Check the dimensions of transitions, scale their actions, and set the attributes that `dataset` sets.
 
         Args:
-            transitions: what `read` returned; its columns are changed.
+            transitions: what `read_float32` returned; its columns are changed.
             observation_space: the space of observations.
             action_space: the space of actions in the environment's own units.
 
@@ -124,28 +133,35 @@ class Task(ABC):
         """
         where = self.path or self.env_id
         data = transitions.columns
-        if not len(data["ends"]):
-            raise TaskError(f"{where}: there is no transition in it")
         for key, space in (("observations", observation_space), ("actions", action_space)):
             if data[key].shape[1:] != space.shape:
                 raise TaskError(
                     f"{where}: {key} have shape {data[key].shape[1:]}, those of {self.env_id} have {space.shape}; name "
-                    "the environment in env_id, or none for data without one"
+                    "the environment with --env-id, or 'none' for data without one"
                 )
         self.notes = list(transitions.notes)
-        prepare_observations(data, self.notes)
         data["actions"] = self.scale_actions(data["actions"], action_space)
         data["ends"][-1] = True
-        self.note_rewards(data)
+        self.note_oddities(data)
         data["terminals"] = data["terminals"].astype(np.float32)
         self.dataset_returns = transitions.returns
         self.dataset_scores = self.score(transitions.returns)
         return data
 
-    def note_rewards(self, data: dict[str, np.ndarray]) -> None:
-        """Add notes about rewards and terminals that algorithms treat in a way of their own."""
-        if not data["rewards"].any():
-            self.notes.append("all rewards are zero: RL has nothing to learn from, and SAQ-BC is what fits")
+    def note_oddities(self, data: dict[str, np.ndarray]) -> None:
+        """Add notes about data that are valid, but may not be what the user thinks they are."""
+        rewards = data["rewards"]
+        if (rewards == rewards[0]).all() and (rewards[0] == 0 or not data["terminals"].any()):
+            self.notes.append(f"all rewards are {rewards[0]:g}, so RL has nothing to learn from; SAQ-BC is what fits")
+        if (data["actions"] == data["actions"][0]).all():
+            self.notes.append("all actions are equal")
+        lengths = np.diff(np.flatnonzero(data["ends"]), prepend=-1)
+        single = (lengths == 1).sum()
+        if len(lengths) / 2 < single < len(lengths):
+            self.notes.append(
+                f"{single} of {len(lengths)} trajectories have a single transition, as if terminals or timeouts stayed "
+                "on for several rows"
+            )
         continues = data["terminals"][:-1] & ~data["terminals"][1:] & ~data["ends"][:-1]
         if continues.any():
             trajectories = np.cumsum(data["ends"]) - data["ends"]
@@ -159,17 +175,19 @@ class Task(ABC):
         """Scale actions (N, a) float32 from the bounds of the space to [-1, 1], and clip them to 0.999.
 
         Raises:
-            TaskError: if actions are beyond twice the space, and so must have other units.
+            TaskError: if an action is farther outside the space than half its width, and so must have other units.
         """
         low = space.low.astype(float)
         high = space.high.astype(float)
         self.action_low = low.tolist()
         self.action_high = high.tolist()
         scaled = (actions - ((low + high) / 2).astype(np.float32)) / ((high - low) / 2).astype(np.float32)
-        if np.abs(scaled).max() > 2:
-            where = self.path or self.env_id
-            largest = np.abs(actions).max()
-            raise TaskError(f"{where}: actions reach {largest:.3g}, beyond twice the action space of {self.env_id}")
+        if not np.abs(scaled).max() <= 2:
+            row, i = np.unravel_index(np.abs(scaled).argmax(), scaled.shape)
+            raise TaskError(
+                f"{self.path or self.env_id}: dimension {i} of the actions reaches {actions[row, i]:.3g}, far outside "
+                f"the range of {self.env_id}, from {low[i]:.3g} to {high[i]:.3g}"
+            )
         outside = ((actions < space.low) | (actions > space.high)).any(axis=1).sum()
         if outside:
             self.notes.append(f"{outside} of {len(actions)} actions lie outside the action space and are clipped")

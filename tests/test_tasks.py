@@ -12,7 +12,7 @@ from conftest import ROOT
 from test_tasks_d4rl import hopper_rows, write
 
 import tasks
-from tasks.transitions import Transitions, check_columns, prepare_observations
+from tasks.transitions import Transitions, check_columns, make_float32
 
 DEMO = "fetch-pick-and-place-demo-v0"
 DEMO_FILE = ROOT / "demo" / f"{DEMO}.hdf5"
@@ -90,7 +90,7 @@ def test_describe_has_a_line_of_statistics_and_the_notes():
 def test_rewards_that_are_all_zero_are_noted():
     task = Made(rewards=np.zeros(6), terminals=np.zeros(6, bool))
     assert task.describe(task.dataset()).splitlines()[2] == (
-        "all rewards are zero: RL has nothing to learn from, and SAQ-BC is what fits"
+        "all rewards are 0, so RL has nothing to learn from; SAQ-BC is what fits"
     )
 
 
@@ -101,11 +101,13 @@ def observations_with(rows, value, dtype=np.float32):
 
 
 def prepare(observations, next_observations=None):
-    """What prepare_observations makes of observations, and its notes."""
+    """What make_float32 makes of observations, and its notes."""
     if next_observations is None:
         next_observations = np.roll(observations, -1, 0)
-    columns, notes = {"observations": observations.copy(), "next_observations": next_observations.copy()}, []
-    prepare_observations(columns, notes)
+    columns = {"observations": observations.copy(), "next_observations": next_observations.copy()}
+    columns["actions"] = np.zeros((len(observations), 1))
+    notes = []
+    make_float32(columns, notes)
     assert columns["observations"].dtype == columns["next_observations"].dtype == np.float32
     return columns["observations"], columns["next_observations"], notes
 
@@ -141,16 +143,38 @@ def test_different_values_and_columns_are_clipped_with_one_note():
     assert len(notes) == 1 and "2 of 1000" in notes[0] and "-1e+09 in transition 3, in columns 1, 2;" in notes[0]
 
 
-@pytest.mark.parametrize(
-    "values",
-    [0.0, [0.0] * 999 + [1e3], np.linspace(0, 1, 1000) ** 50, np.arange(1000) % 2 * 500.0, np.arange(1000) < 1],
-)
-def test_unusual_columns_stay_as_they_are(values):
-    """Constant except in one row, with a long tail, or with two values far apart."""
-    observations = observations_with(slice(None), values)
+RNG = np.random.default_rng(2)
+UNUSUAL_COLUMNS = {
+    "constant": 0.0,
+    "constant except in one row": np.arange(1000) < 1,
+    "a long tail": np.linspace(0, 1, 1000) ** 50,
+    "two values far apart": np.arange(1000) % 2 * 500.0,
+    "an angle that wraps": np.angle(np.exp(1j * (np.pi - 0.003 + 0.01 * RNG.normal(size=1000)))),
+    "a switch with noise": 5.0 * (RNG.random(1000) < 0.1) + 0.002 * RNG.normal(size=1000),
+    "numbers of objects": RNG.choice([0, 1, 2, 3, 7000], 1000),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL_COLUMNS)
+def test_unusual_columns_stay_as_they_are(kind):
+    observations = observations_with(slice(None), UNUSUAL_COLUMNS[kind])
     prepared, _, notes = prepare(observations)
     np.testing.assert_array_equal(prepared, observations)
     assert notes == []
+
+
+@pytest.mark.parametrize(
+    "rows, values",
+    [
+        ([5, 300], [1e6, -1e6]),
+        ([5, 300], [1e9, 1e8]),
+        (slice(0, 600), -999.0),  # a marker that is lost most of the time
+        (slice(0, 10), 15.0 * 2),  # 15 times the range, repeated
+    ],
+)
+def test_outliers_on_both_sides_of_two_sizes_or_in_many_rows_are_clipped(rows, values):
+    prepared, _, notes = prepare(observations_with(rows, values))
+    assert np.abs(prepared).max() <= 1 and len(notes) == 1
 
 
 def test_a_single_transition_stays_as_it_is():
@@ -161,10 +185,27 @@ def test_a_single_transition_stays_as_it_is():
 @pytest.mark.parametrize("movement, is_noted", [(1e-3, True), (1.0, True), (1e4, False), (0.0, False)])
 def test_movement_that_float32_cannot_resolve_at_its_offset_is_noted(movement, is_noted):
     observations = np.random.default_rng(0).uniform(-1, 1, (1000, 3)) * movement + 5e5
+    observations[7, 0] = 0.0  # a missing reading
     _, _, notes = prepare(observations)
-    assert len(notes) == is_noted
-    for words in ("columns 0, 1, 2 move little", "float32 has steps of 0.031; subtract the offset") if is_noted else ():
-        assert words in notes[0]
+    resolution = [note for note in notes if "float32" in note]
+    assert len(resolution) == is_noted and len(notes) == is_noted + (movement > 0)
+    for words in ("columns 0, 1, 2 vary too little", "in steps of 0.031); subtract the offset") if is_noted else ():
+        assert words in resolution[0]
+
+
+def test_actions_that_float32_cannot_resolve_and_equal_actions_are_noted():
+    columns = {key: np.random.default_rng(0).normal(size=(50, 2)) for key in ("observations", "next_observations")}
+    columns["actions"] = np.int64(2e9) + np.arange(100).reshape(50, 2)
+    notes = []
+    make_float32(columns, notes)
+    assert len(notes) == 1 and notes[0].startswith("actions: columns 0, 1 vary too little beside their offset")
+    task = Made(actions=np.tile(np.float32([0.5, 0.55]), (6, 1)))
+    assert "all actions are equal" in task.describe(task.dataset())
+
+
+def test_flags_that_stay_on_are_noted():
+    task = Made(ends=np.arange(6) > 1)
+    assert "3 of 4 trajectories have a single transition" in task.describe(task.dataset())
 
 
 def test_actions_are_scaled_by_the_environments_bounds_in_data_and_environment():
@@ -198,8 +239,11 @@ def test_bounds_of_1_leave_actions_as_they_are():
         ({"actions": np.array([["a", "b"]] * 6)}, "not numbers"),
         ({"terminals": np.full(6, 0.5)}, "terminals is 0.5 in row 0"),
         ({"observations": np.zeros((6, 4)), "next_observations": np.zeros((6, 4))}, "those of made-v0 have (3,)"),
-        ({"actions": np.float32([[0, 0.71]] * 6)}, "actions reach 0.71, beyond twice the action space of made-v0"),
-        ({key: values[:0] for key, values in Made().columns.items()}, "made-v0: there is no transition in it"),
+        (
+            {"actions": np.float32([[0, 0.71]] * 6)},
+            "dimension 1 of the actions reaches 0.71, far outside the range of made-v0, from 0.5 to 0.6",
+        ),
+        ({key: values[:0] for key, values in Made().columns.items()}, "made-v0: it contains no transitions"),
         ({"action_space": gym.spaces.Discrete(2)}, "has actions in Discrete(2)"),
         ({"action_space": gym.spaces.Box(-1, 1, (2, 2))}, "vectors of continuous actions"),
         ({"action_space": gym.spaces.Box(0, 9, (2,), np.int64)}, "vectors of continuous actions"),
@@ -408,17 +452,20 @@ def test_the_command_line_describes_a_file(tmp_path):
     "arguments, message",
     [
         ({"env_id": "hopper-mediun-v2"}, "unknown id hopper-mediun-v2; did you mean hopper-medium-v2"),
-        ({"env_id": "hopper-medium-v2", "dataset_path": "none.hdf5"}, "there is no file none.hdf5"),
+        ({"env_id": "hopper-medium-v2", "dataset_path": "none.hdf5"}, "none.hdf5 does not exist"),
         ({"env_id": "antmaze-medium-play-v2"}, "use Minari's D4RL/antmaze/medium-play-v1"),
         ({"env_id": "antmaze-umaze-v0"}, "use Minari's D4RL/antmaze/umaze-v1"),
         ({"env_id": "kitchen-mixed-v0"}, "use Minari's D4RL/kitchen/mixed-v2"),
-        ({"max_episode_steps": 0}, "an episode cannot have 0 steps"),
-        ({"dataset_filter": "train"}, "dataset_filter selects demonstrations of robomimic files"),
-        ({"observation_keys": ["object"]}, "observation_keys selects observations of robomimic files and LeRobot data"),
-        ({"assume_success": True}, "assume_success is for LeRobot data"),
+        ({"max_episode_steps": 0}, "--max-episode-steps must be at least 1, it is 0"),
+        ({"dataset_filter": "train"}, "--dataset-filter selects demonstrations of robomimic files"),
+        (
+            {"observation_keys": ["object"]},
+            "--observation-keys selects observations of robomimic files and LeRobot data",
+        ),
+        ({"assume_success": True}, "--assume-success is for LeRobot data"),
         ({"env_id": "hopper-medium-v2", "dataset_path": DEMO_FILE, "sparse_rewards": True}, "is for OGBench"),
         ({"env_id": "lift-ph", "dataset_path": DEMO_FILE}, "this is not a robomimic file"),
-        ({"env_id": "none"}, "name the file in dataset_path"),
+        ({"env_id": "none"}, "name the data with --dataset-path"),
     ],
 )
 def test_arguments_that_make_no_task_raise_an_error(arguments, message):

@@ -214,7 +214,7 @@ def test_without_rewards_and_success_flags_a_note_says_what_to_do(tmp_path, done
         columns["next.done"] = flags(done)
     transitions = read(tmp_path, episodes)
     assert rewards_terminals(transitions) == ("00|00|", "00|00|") and transitions.returns.tolist() == [0, 0]
-    assert "no rewards and no success flags; assume_success" in transitions.notes[0]
+    assert "no rewards and no success flags; --assume-success" in transitions.notes[0]
     assert len(transitions.notes) == (1 if done is None else 2)
 
     assumed = read(tmp_path / "assumed", episodes, assume_success=True)
@@ -299,7 +299,7 @@ def test_images_alone_are_not_enough(tmp_path):
     folder = write_folder(tmp_path / "data", [columns], images=True)
     message = error(folder)
     assert "images only (observation.images.top, observation.images.wrist); SAQ needs vectors" in message
-    assert "can be: none" in error(folder, observation_keys=["observation.images.top"])
+    assert "from: nothing" in error(folder, observation_keys=["observation.images.top"])
 
 
 def test_errors_list_the_vectors_to_choose_from(tmp_path):
@@ -307,10 +307,13 @@ def test_errors_list_the_vectors_to_choose_from(tmp_path):
     columns["observation.name"] = np.array(["a", "b", "c"])
     folder = write_folder(tmp_path / "data", [columns], images=True)
     message = error(folder, observation_keys=["observation.state", "state"])
-    assert message == "there is no vector 'state'; observation_keys can be: observation.state, observation.state_arm"
+    assert (
+        message
+        == "there is no vector 'state'; choose with --observation-keys from: observation.state, observation.state_arm"
+    )
     del columns["observation.state"]
     message = error(write_folder(tmp_path / "other", [columns]))
-    assert message == "there is no observation.state; choose with observation_keys from: observation.state_arm"
+    assert message == "there is no observation.state; choose with --observation-keys from: observation.state_arm"
 
 
 @pytest.mark.parametrize("version", ["v1.6", "v4.0", "3", None])
@@ -376,7 +379,7 @@ INVALID_COLUMNS = {
     "observation.state has 3 dimensions, those of other files have 2": ("observation.state", replaced([[1.0] * 3] * 3)),
     "actions has a NaN or an infinity in row 4": ("action", replaced([[1.0], [np.nan], [2.0]])),
     "actions holds values of type object, not numbers": ("action", replaced(["a", "b", "c"])),
-    "terminals is 2 in row 5, neither 0 nor 1": ("next.done", replaced([0, 1, 2])),
+    "next.done is 2 in row 5, neither 0 nor 1": ("next.done", replaced([0, 1, 2])),
     "next.reward has 3 dimensions, those of other files have 1": ("next.reward", replaced([[1.0, 2.0, 3.0]] * 3)),
     "the column 'frame_index' is missing": ("frame_index", lambda table, name: table.drop_columns([name])),
 }
@@ -404,7 +407,7 @@ def test_damaged_files_raise_an_error_that_names_them(tmp_path):
 @pytest.mark.parametrize("lengths", [(), (1, 1)])
 def test_no_transition_raises_an_error(tmp_path, version, lengths):
     folder = write_folder(tmp_path / "data", [episode(length) for length in lengths], version=version)
-    assert error(folder).startswith(("there is no transition in it", "meta/episodes has no parquet file"))
+    assert error(folder).startswith(("it contains no transitions", "meta/episodes has no parquet file"))
 
 
 # ---- ids -------------------------------------------------------------------------------------------------------------
@@ -498,7 +501,7 @@ def test_a_failed_download_is_one_line(hub, fault):
     name = {"away": "robot/reach", "unknown": "robot/grasp", "no dataset": "robot/reach"}[fault]
     done = describe(f"lerobot:{name}")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    for words in (f"cannot download {name}", f"https://huggingface.co/datasets/{name}", "dataset_path"):
+    for words in (f"cannot download {name}", f"https://huggingface.co/datasets/{name}", "--dataset-path"):
         assert words in done.stderr
     assert ("no meta/info.json" in done.stderr) == (fault == "no dataset")
 
@@ -509,7 +512,7 @@ def test_a_folder_without_an_id_has_no_environment(tmp_path):
     data = task.dataset()
     assert task.env_id == "none" and not task.has_env and task.max_episode_steps == 6
     assert len(data["ends"]) == 9 and len(task.held_out[1]) == 4
-    with pytest.raises(tasks.TaskError, match="dataset_filter selects demonstrations of robomimic files"):
+    with pytest.raises(tasks.TaskError, match="--dataset-filter selects demonstrations of robomimic files"):
         tasks.make(dataset_path=task.path, dataset_filter="train")
 
 
@@ -519,7 +522,7 @@ def test_a_folder_can_be_used_for_an_environment_of_matching_shapes(tmp_path):
     task = tasks.make("fetch-pick-and-place-demo-v0", folder)
     assert len(task.dataset()["ends"]) == 3 and task.has_env
     other = write_folder(tmp_path / "other", [episode(4)])
-    with pytest.raises(tasks.TaskError, match=r"observations have shape \(2,\).* or none for data without one"):
+    with pytest.raises(tasks.TaskError, match=r"observations have shape \(2,\).* or 'none' for data without one"):
         tasks.make("fetch-pick-and-place-demo-v0", other).dataset()
 
 

@@ -143,7 +143,11 @@ def test_a_failed_download_names_both_places_and_leaves_nothing(tmp_path, server
     with pytest.raises(tasks.TaskError) as raised:
         tasks.make(CUBE)
     message = str(raised.value)
-    for words in (f"{tasks.locate(CUBE)[1]} (", f"huggingface.co/datasets/{MIRROR}", f"put it at {tmp_path}"):
+    for words in (
+        f"{tasks.locate(CUBE)[1]} (",
+        f"huggingface.co/datasets/{MIRROR}",
+        f"download it manually to {tmp_path}",
+    ):
         assert words in message
     assert "\n" not in message and ("the original" in message) == (kind == "other size")
     assert os.listdir(tmp_path / "data") == []

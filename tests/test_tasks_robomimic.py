@@ -232,7 +232,7 @@ def set_nan(array):
 INVALID_FILES = {
     "demo_10: actions has 5 rows, observations has 6": broken("actions", lambda actions: actions[:-1]),
     "demo_10: rewards has a NaN or an infinity in row 1": broken("rewards", set_nan),
-    "demo_10: actions has 1 dimensions": broken("actions", lambda actions: actions[:, 0]),
+    "demo_10: actions has shape (6,), not (rows, dimensions)": broken("actions", lambda actions: actions[:, 0]),
     "'dones' doesn't exist": {
         name: {k: v for k, v in demo.items() if (name, k) != ("demo_10", "dones")}
         for name, demo in demonstrations().items()
@@ -241,7 +241,7 @@ INVALID_FILES = {
     "there is no observation 'robot0_eef_pos'": demonstrations(keys={"robot0_joint_pos": 7, "object": 10}),
     "do not describe a robosuite environment": (demonstrations(), ENV_ARGS | {"type": 2}),
     "(env_name, env_kwargs, type 1)": (demonstrations(), ENV_ARGS | {"env_kwargs": None}),
-    "there is no transition": {},
+    "it contains no transitions": {},
 }
 
 
@@ -321,7 +321,7 @@ def test_a_missing_file_is_downloaded_from_the_hub(tmp_path, monkeypatch, folder
 
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
     url = f"https://huggingface.co/datasets/{HUB}/resolve/main/v1.5/lift/ph/low_dim_v15.hdf5"
-    with pytest.raises(tasks.TaskError, match=f"{url}.*dataset_path.*no network"):
+    with pytest.raises(tasks.TaskError, match=f"{url}.*--dataset-path.*no network"):
         tasks.make("lift-ph")
 
 

@@ -9,19 +9,19 @@ from tasks.common import TaskError
 from tasks.evaluation import Policy, act
 from tasks.lerobot_file import is_lerobot_folder
 from tasks.task import Task
-from tasks.transitions import Transitions, clip_wild_values
+from tasks.transitions import Transitions, clip_outliers
 
 ENV_ID = "none"
 NO_LIMIT = 10**9
 
 
-class Own(Task):
+class NoEnv(Task):
     """Data without an environment, in D4RL's, robomimic's or LeRobot's layout. One trajectory in ten is held out.
 
     The score is the share of the variance of held-out actions that a policy explains, in percent: 0 for their mean, 100
-    for the actions themselves. It measures imitation and says nothing about returns. Action bounds are the
-    smallest and largest values of the data, apart from wild ones, which are clipped. The default step limit is the
-    length of the longest trajectory, set by `dataset`.
+    for the actions themselves. It measures imitation and says nothing about returns. Action bounds are the smallest and
+    largest values in the data, apart from outliers, which are clipped. The default step limit is the length of the
+    longest trajectory, set by `dataset`.
     """
 
     has_env = False
@@ -29,7 +29,7 @@ class Own(Task):
 
     def __init__(self, env_id: str | None, path: Path | None = None, **options):
         if path is None:
-            raise TaskError(f"the id {ENV_ID} is for data without an environment: name the file in dataset_path")
+            raise TaskError(f"the id '{ENV_ID}' is for data without an environment: name the data with --dataset-path")
         super().__init__(env_id or ENV_ID, path, **options)
 
     @classmethod
@@ -44,33 +44,37 @@ class Own(Task):
         if self.max_episode_steps is None:
             if not transitions.ordered:
                 raise TaskError(
-                    f"{self.path}: rows do not follow each other, so that the length of an episode is unknown; set it "
-                    "with max_episode_steps"
+                    f"{self.path}: rows are not in time order, so the length of an episode is unknown; set it with "
+                    "--max-episode-steps"
                 )
             lengths = np.diff(np.flatnonzero(ends[:-1]), prepend=-1, append=len(ends) - 1)
             self.max_episode_steps = int(lengths.max())
         return transitions
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
-        raise TaskError(f"{self.env_id} has no environment: it cannot be rolled out or recorded")
+        raise TaskError(f"{self.env_id}: there is no environment in which to run or film a policy")
 
     def dataset(self) -> dict[str, np.ndarray]:
         """`Task.dataset` without every tenth trajectory.
 
         With fewer than ten trajectories the last one is held out, with one trajectory its last tenth.
         """
-        transitions = self.read()
+        transitions = self.read_float32()
         actions = transitions.columns["actions"]
-        # A single wild value as a bound would squeeze all other actions into a small part of [-1, 1].
-        transitions.notes += clip_wild_values("actions", actions, gap=1.0, share=0.005)
+        # A single outlier as a bound would squeeze all other actions into a small part of [-1, 1].
+        transitions.notes += clip_outliers("actions", actions, gap=1.0)
         low, high = actions.min(0), actions.max(0)
-        constant = low == high  # such a dimension gets bounds around its value, and is scaled to 0
-        action_space = gym.spaces.Box(low - constant, high + constant, dtype=np.float32)
+        constant = low == high  # such a dimension is scaled to 0
+        margin = constant * np.maximum(1, 1e-3 * np.abs(low))
+        action_space = gym.spaces.Box(low - margin, high + margin, dtype=np.float32)
         observation_shape = transitions.columns["observations"].shape[1:]
         observation_space = gym.spaces.Box(-np.inf, np.inf, observation_shape, np.float32)
         data = self.prepare(transitions, observation_space, action_space)
+        for i in np.flatnonzero(constant):  # a trained policy then keeps the value exactly
+            self.action_low[i] = self.action_high[i] = float(low[i])
         ends = data["ends"]
         if ends.sum() == 1:
+            self.notes.append("the data are one trajectory, whose last tenth is held out")
             ends[int(0.9 * len(ends)) - 1] = True
         trajectory = np.cumsum(ends) - ends  # its number, for each row
         held_out = trajectory % 10 == 9

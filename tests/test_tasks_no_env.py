@@ -58,9 +58,9 @@ def test_wild_actions_are_no_bounds(tmp_path):
     expected, data = clean.dataset()["actions"], wild.dataset()["actions"]
     np.testing.assert_array_equal(np.delete(data, 50, 0), np.delete(expected, 50, 0))
     assert data[50, 1] == np.float32(0.999) and wild.action_high == clean.action_high
-    (note,) = wild.notes
+    note = wild.notes[0]
     assert note.startswith("actions: 1 of 400 transitions") and "300 in transition 50, in columns 1;" in note
-    assert clean.notes == []
+    assert len(wild.notes) == len(clean.notes) + 1
 
 
 def test_a_constant_action_is_scaled_to_0(tmp_path):
@@ -139,7 +139,7 @@ def test_the_default_observations_of_other_robots_are_all_vectors(tmp_path):
     test_tasks_robomimic.write(path, made, {})
     assert tasks.make("none", path).dataset()["observations"].shape[1] == 8
     assert tasks.make("none", path, observation_keys=["ee_pose"]).dataset()["observations"].shape[1] == 7
-    with pytest.raises(tasks.TaskError, match=r"do not describe a robosuite environment .* env_id none"):
+    with pytest.raises(tasks.TaskError, match=r"do not describe a robosuite environment .* --env-id none"):
         tasks.make(dataset_path=path)
 
 
@@ -175,7 +175,7 @@ def test_fewer_than_two_transitions_raise_an_error(tmp_path, count, with_next):
     if not with_next:
         with h5py.File(path, "r+") as file:
             del file["next_observations"]
-    with pytest.raises(tasks.TaskError, match=r"there is no transition|too few transitions"):
+    with pytest.raises(tasks.TaskError, match=r"contains no transitions|too few transitions"):
         tasks.make("none", path).dataset()
 
 
@@ -185,7 +185,7 @@ def test_shuffled_rows_need_a_step_limit(tmp_path):
     with h5py.File(path, "r+") as file:
         for column in file.values():
             column[...] = column[()][order]
-    with pytest.raises(tasks.TaskError, match="set it with max_episode_steps"):
+    with pytest.raises(tasks.TaskError, match="set it with --max-episode-steps"):
         tasks.make("none", path).dataset()
     task = tasks.make("none", path, max_episode_steps=20)
     assert task.dataset()["ends"].all() and len(task.held_out[0]) == 40
