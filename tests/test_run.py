@@ -437,7 +437,7 @@ def write_d4rl(path, observations, actions):
         ({"env_id": "hoper-medium-v2"}, ["hoper-medium-v2", "hopper-medium-v2"]),
         ({"env_id": "hopper-medium-v2"}, ["cannot download", "hopper_medium-v2.hdf5"]),
         ({"dataset_path": "nowhere.hdf5"}, ["nowhere.hdf5"]),
-        ({"env_id": "none"}, ["dataset_path"]),
+        ({"env_id": "none"}, ["--dataset-path"]),
         ({"vqvae_path": "nowhere.pt"}, ["--vqvae-path", "nowhere.pt"]),
         ({"vqvae_path": "{finished}/model.pt"}, ["--vqvae-path", "model.pt is not a readable vqvae.pt"]),
         ({"vqvae_path": "{finished}/vqvae.pt", "codebook_size": 16}, ["'codebook_size': 8", "'codebook_size': 16"]),

@@ -233,13 +233,13 @@ def test_an_environment_with_other_observations_than_the_data_raises_an_error(re
         (["test/discrete-v0"], "test/discrete-v0 has actions in Discrete(2)"),
         (["test/none-v0"], "cannot load test/none-v0 with Minari"),
         (["test/cut-v0"], "test/cut-v0: KeyError"),
-        (["test/empty-v0"], "test/empty-v0: there is no transition"),
+        (["test/empty-v0"], "test/empty-v0: it contains no transitions"),
         (["hopper-randon-v0"], "unknown id hopper-randon-v0; did you mean hopper-random-v0"),
-        (["hopper-random-v0", ROOT / "demo" / "fetch-pick-and-place-demo-v0.hdf5"], "is Minari's, kept in"),
+        (["hopper-random-v0", ROOT / "demo" / "fetch-pick-and-place-demo-v0.hdf5"], "is Minari's, stored in"),
     ],
 )
 def test_unusable_datasets_and_arguments_raise_an_error(datasets, monkeypatch, arguments, message):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(tasks.TaskError, match=re.escape(message)):
         tasks.make(*arguments).dataset()
 
