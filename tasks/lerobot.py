@@ -91,9 +91,9 @@ class PushT(Task):
         return transitions
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         with quiet(), task_errors("PushT needs the package gym-pusht (pip install gym-pusht)"):
             import gym_pusht  # noqa: F401  registers the environment
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         with quiet():
             env = gym.make(
                 "gym_pusht/PushT-v0",
