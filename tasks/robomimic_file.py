@@ -68,8 +68,10 @@ def choose_observations(header: Header, observation_keys: list[str] | None) -> l
     arm, then the object. In other files, such as those of real robots, it is every observation that is a vector.
 
     Raises:
-        TaskError: if the file does not have them.
+        TaskError: if the file has demonstrations without them.
     """
+    if not header.observation_names:  # without demonstrations there is nothing to compare with
+        return list(observation_keys or [])
     robots = sorted({name.split("_")[0] for name in header.observation_names if re.match(r"robot\d+_", name)})
     if observation_keys:
         keys = list(observation_keys)
@@ -81,7 +83,7 @@ def choose_observations(header: Header, observation_keys: list[str] | None) -> l
         if key not in header.observation_names:
             names = ", ".join(header.observation_names)
             raise TaskError(f"there is no observation {key!r}; the file has {names}; choose with --observation-keys")
-    if not keys and header.observation_names:
+    if not keys:
         raise TaskError(f"no observation is a vector; the file has {', '.join(header.observation_names)}")
     return keys
 

@@ -289,6 +289,43 @@ def test_a_virtual_file_needs_its_parts(tmp_path, missing):
         load(tmp_path / "merged.hdf5")
 
 
+def test_a_virtual_file_whose_parts_do_not_cover_it_or_are_virtual_and_incomplete_is_an_error(tmp_path):
+    rows = hopper_rows()
+    write(tmp_path / "one.hdf5", rows)
+    for name, source in (("nested", "one"), ("merged", "nested")):
+        with h5py.File(tmp_path / f"{name}.hdf5", "w", libver="latest") as file:
+            for key, values in rows.items():
+                layout = h5py.VirtualLayout(values.shape, values.dtype)
+                layout[:] = h5py.VirtualSource(f"{source}.hdf5", key, values.shape)
+                file.create_virtual_dataset(key, layout)
+    expected = load(tmp_path / "one.hdf5")[1]
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "merged.hdf5").symlink_to(tmp_path / "merged.hdf5")
+    np.testing.assert_array_equal(load(tmp_path / "link" / "merged.hdf5")[1]["actions"], expected["actions"])
+    (tmp_path / "one.hdf5").unlink()
+    with pytest.raises(tasks.TaskError, match=r"nested\.hdf5 cannot be read: .*one\.hdf5 cannot be read"):
+        load(tmp_path / "merged.hdf5")
+
+    write(tmp_path / "one.hdf5", rows)
+    with h5py.File(tmp_path / "half.hdf5", "w", libver="latest") as file:
+        for key, values in rows.items():
+            layout = h5py.VirtualLayout(values.shape, values.dtype)
+            layout[:10] = h5py.VirtualSource("one.hdf5", key, values.shape)[:10]
+            file.create_virtual_dataset(key, layout)
+    with pytest.raises(tasks.TaskError, match="/observations has 220 numbers, of which only 110 are in its parts"):
+        load(tmp_path / "half.hdf5")
+
+
+def test_rewards_in_rows_that_are_no_transitions_are_noted(tmp_path):
+    rewards = np.zeros(20, np.float32)
+    rewards[[9, 19]] = 1.0
+    rows = hopper_rows(rewards=rewards, timeouts=flags(20, 9, 19))
+    task, data = load(write(tmp_path / "data.hdf5", rows))
+    assert not data["rewards"].any() and "all rewards are in rows that are no transitions" in task.notes[0]
+    task, data = load(write(tmp_path / "data.hdf5", rows | {"terminals": flags(20, 9), "timeouts": flags(20, 19)}))
+    assert data["rewards"].sum() == 1 and not any("all rewards" in note for note in task.notes)
+
+
 def test_flags_that_are_stored_only_where_they_are_set_are_read(tmp_path):
     rows = hopper_rows()
     path = write(tmp_path / "data.hdf5", rows)

@@ -355,6 +355,26 @@ def test_totals_that_contradict_the_data_raise_an_error(tmp_path, version, total
     assert error(folder) == f"meta/info.json has no {total!r}"
 
 
+def test_a_column_that_one_file_lacks_is_named(tmp_path):
+    folder = write_folder(tmp_path / "data", [episode(3, next_reward=np.ones(3)) for _ in range(4)])
+    path = min(folder.glob("data/*/*.parquet"))
+    pq.write_table(pq.read_table(path).drop_columns(["next.reward"]), path)
+    assert error(folder) == f"{path.relative_to(folder)}: the column 'next.reward' is missing"
+
+
+def test_text_with_a_byte_order_mark_or_unusual_line_ends_is_read(tmp_path):
+    folder = write_folder(tmp_path / "data", [episode(3), episode(4)], version="v2.1")
+    for path in (folder / "meta" / "info.json", folder / "meta" / "episodes.jsonl"):
+        path.write_text("\ufeff" + path.read_text().replace('"length"', '"tasks": ["a\u2028b"], "length"'), "utf-8")
+    assert len(read_lerobot_folder(folder).columns["ends"]) == 5
+
+
+def test_observations_that_the_default_leaves_out_are_named(tmp_path):
+    columns = {"observation_state": [[1, 2], [3, 4]], "observation_velocity": [3.0, 4.0]}
+    (note,) = read(tmp_path, [episode(2, next_reward=[0, 1], **columns)]).notes
+    assert note == "observations are observation.state, without observation.velocity; --observation-keys chooses"
+
+
 def test_missing_and_repeated_frames_raise_an_error(tmp_path):
     folder = write_folder(tmp_path / "data", [episode(3), episode(4)], version="v2.1")
     path = folder / "data" / "chunk-000" / "episode_000001.parquet"

@@ -71,6 +71,15 @@ def test_a_constant_action_is_scaled_to_0(tmp_path):
     assert (task.dataset()["actions"][:, 1] == 0).all()
 
 
+def test_a_constant_action_of_any_size_keeps_its_value_on_the_robot(tmp_path):
+    path, _ = write(tmp_path / "data.hdf5", 20)
+    with h5py.File(path, "r+") as file:
+        file["actions"][:, 1] = 4e7
+    task = tasks.make("none", path)
+    assert (task.dataset()["actions"][:, 1] == 0).all()
+    assert task.action_low[1] == task.action_high[1] == 4e7
+
+
 def test_scores_follow_from_the_squared_error_of_held_out_actions(tmp_path, capsys):
     path, _ = write(tmp_path / "data.hdf5", 20)
     task = tasks.make("none", path)
@@ -135,9 +144,12 @@ def test_the_default_observations_of_other_robots_are_all_vectors(tmp_path):
     made = test_tasks_robomimic.demonstrations(keys={"ee_pose": 7, "gripper": 1})
     for demonstration in made.values():
         for group in ("obs", "next_obs"):
+            demonstration[group]["gripper"] = demonstration[group]["gripper"][:, 0]  # a number per step
             demonstration[group]["front_image"] = np.zeros((len(demonstration["actions"]), 2, 2, 3), np.uint8)
     test_tasks_robomimic.write(path, made, {})
-    assert tasks.make("none", path).dataset()["observations"].shape[1] == 8
+    task = tasks.make("none", path)
+    assert task.dataset()["observations"].shape[1] == 8
+    assert "observations are ee_pose, gripper, without front_image; --observation-keys chooses" in task.notes
     assert tasks.make("none", path, observation_keys=["ee_pose"]).dataset()["observations"].shape[1] == 7
     with pytest.raises(tasks.TaskError, match=r"do not describe a robosuite environment .* --env-id none"):
         tasks.make(dataset_path=path)
