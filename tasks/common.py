@@ -49,8 +49,9 @@ def import_hub():
     """The client of the Hugging Face Hub, without the messages of every retry, and with bars only on a terminal."""
     import huggingface_hub
     from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.logging import set_verbosity_error
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    set_verbosity_error()
     if not sys.stderr.isatty():
         disable_progress_bars()
     return huggingface_hub

@@ -127,9 +127,9 @@ def fetch(url: str, path: Path) -> None:
         download(url, path, check_npz)
         return
     except TaskError as error:
-        reason = error.__cause__
+        reason = type(error.__cause__).__name__
     with task_errors(
-        f"cannot download {url} ({reason!r:.200}) or its copy in https://huggingface.co/datasets/{MIRROR}; download it "
+        f"cannot download {url} ({reason}) or its copy in https://huggingface.co/datasets/{MIRROR}; download it "
         f"manually to {path}"
     ):
         download_from_mirror(url, path)

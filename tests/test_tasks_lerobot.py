@@ -526,6 +526,14 @@ def test_a_failed_download_is_one_line(hub, fault):
     assert ("no meta/info.json" in done.stderr) == (fault == "no dataset")
 
 
+def test_the_hubs_client_is_silent_about_retries():
+    program = (
+        "from tasks.common import import_hub; import_hub(); from huggingface_hub.utils import _http; "
+        "assert not _http.logger.isEnabledFor(30)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tasks.__path__[0] + "/..")
+
+
 def test_a_folder_without_an_id_has_no_environment(tmp_path):
     episodes = [episode(length, next_reward=np.ones(length)) for length in (4, 7, 5)]
     task = tasks.make(dataset_path=write_folder(tmp_path / "data", episodes))
