@@ -8,10 +8,10 @@ import signal
 import sys
 from dataclasses import dataclass
 
-import numpy as np
 import tyro
 
 import tasks
+from tasks.transitions import trajectory_lengths
 
 
 @dataclass
@@ -51,7 +51,7 @@ def describe(args: Args) -> None:
     options = {name: getattr(args, name) for name in tasks.OPTIONS}
     task = tasks.make(args.env_id, args.dataset_path, **options)
     data = task.dataset()
-    lengths = np.diff(np.flatnonzero(data["ends"]), prepend=-1)
+    lengths = trajectory_lengths(data["ends"])
     print(task.describe(data))
     print(f"{'trajectory lengths':<20} {lengths.min()} to {lengths.max()}, mean {lengths.mean():.1f}")
     print(f"{'observations':<20} {data['observations'].shape[1]} dimensions")

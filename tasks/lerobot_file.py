@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common import TaskError, task_errors
-from tasks.transitions import Transitions, check_columns, check_flags, starts
+from tasks.transitions import (
+    Transitions,
+    check_columns,
+    check_flags,
+    note_observations,
+    starts,
+    trajectory_lengths,
+)
 
 BOOKKEEPING = ("episode_index", "frame_index", "timestamp", "index", "task_index")
 NO_REWARDS = "the data have no rewards and no success flags; --assume-success counts every episode as a success"
@@ -48,9 +55,7 @@ def read_lerobot_folder(
         columns = {"observations": np.concatenate([frames[key] for key in keys], axis=1), "actions": frames["action"]}
         transitions = to_transitions(columns, frames, last, assume_success)
         if unused:
-            transitions.notes.append(
-                f"observations are {', '.join(keys)}, without {', '.join(unused)}; --observation-keys chooses"
-            )
+            transitions.notes.append(note_observations(keys, unused))
         return transitions
 
 
@@ -114,14 +119,6 @@ def data_files(path: Path, info: dict) -> list[Path]:
     return [path / name for name in names]
 
 
-def column_names(path: Path, file: Path) -> list[str]:
-    """The columns of a parquet file."""
-    import pyarrow.parquet as pq
-
-    with task_errors(file.relative_to(path)):
-        return pq.read_schema(file).names
-
-
 def numeric_columns(file: Path) -> list[str]:
     """The columns of a parquet file that hold numbers, or lists of numbers."""
     import pyarrow.parquet as pq
@@ -137,13 +134,19 @@ def numeric_columns(file: Path) -> list[str]:
     return names
 
 
-def read_parquet(path: Path, file: Path, keys: list[str]) -> dict[str, np.ndarray]:
-    """Columns of a parquet file as arrays (rows, dimensions). Raises TaskError if one is missing or has gaps."""
+def read_parquet(path: Path, file: Path, keys: list[str], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Columns of a parquet file as arrays (rows, dimensions), with those of the optional ones that it has.
+
+    Raises:
+        TaskError: if a column is missing or has gaps.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with task_errors(file.relative_to(path)):
-        table = pq.ParquetFile(file).read(keys)
+        parquet = pq.ParquetFile(file)
+        keys = [*keys, *(key for key in optional if key in parquet.schema_arrow.names)]
+        table = parquet.read(keys)
         columns = {}
         for key in keys:
             if key not in table.column_names:
@@ -200,15 +203,17 @@ def select_observations(file: Path, info: dict, observation_keys: list[str] | No
 
 def read_frames(path: Path, files: list[Path], observation_keys: list[str]) -> dict[str, np.ndarray]:
     """The columns that are needed, (frames, dimensions), of all files one after the other."""
-    existing = {name for file in files for name in column_names(path, file)}
-    optional = [key for key in ("next.reward", "next.success", "next.done") if key in existing]
-    keys = list(dict.fromkeys([*observation_keys, "action", "episode_index", "frame_index", *optional]))
-    tables = [read_parquet(path, file, keys) for file in files]
+    required = list(dict.fromkeys([*observation_keys, "action", "episode_index", "frame_index"]))
+    optional = ("next.reward", "next.success", "next.done")
+    tables = [read_parquet(path, file, required, optional) for file in files]
+    keys = list(dict.fromkeys(key for table in tables for key in table))
     for file, table in zip(files, tables, strict=True):
+        name = file.relative_to(path)
         for key in keys:
+            if key not in table:
+                raise TaskError(f"{name}: the column {key!r} is missing")
             width, expected = table[key].shape[1], tables[0][key].shape[1]
             if width != expected:
-                name = file.relative_to(path)
                 raise TaskError(f"{name}: {key} has {width} dimensions, those of other files have {expected}")
     return {key: np.concatenate([table[key] for table in tables]) for key in keys}
 
@@ -234,9 +239,7 @@ def sort_frames(frames: dict[str, np.ndarray], info: dict) -> tuple[dict[str, np
     order = np.lexsort((numbers, episodes))
     episodes, numbers = episodes[order], numbers[order]
     last = np.append(episodes[1:] != episodes[:-1], True)
-    first_rows = starts(last)
-    lengths = np.diff(first_rows, append=len(episodes))
-    wrong = numbers != np.arange(len(numbers)) - np.repeat(first_rows, lengths)
+    wrong = numbers != np.arange(len(numbers)) - np.repeat(starts(last), trajectory_lengths(last))
     if wrong.any():
         row = np.argmax(wrong)
         raise TaskError(f"the frames of episode {episodes[row]} are not numbered 0, 1, 2 ...: see frame {numbers[row]}")

@@ -9,7 +9,7 @@ from tasks.common import TaskError
 from tasks.evaluation import Policy, act
 from tasks.lerobot_file import is_lerobot_folder
 from tasks.task import Task
-from tasks.transitions import Transitions, clip_outliers
+from tasks.transitions import Transitions, clip_outliers, trajectory_lengths
 
 ENV_ID = "none"
 NO_LIMIT = 10**9
@@ -47,8 +47,7 @@ class NoEnv(Task):
                     f"{self.path}: rows are not in time order, so the length of an episode is unknown; set it with "
                     "--max-episode-steps"
                 )
-            lengths = np.diff(np.flatnonzero(ends[:-1]), prepend=-1, append=len(ends) - 1)
-            self.max_episode_steps = int(lengths.max())
+            self.max_episode_steps = int(trajectory_lengths(ends).max())
         return transitions
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
@@ -114,12 +113,8 @@ class NoEnv(Task):
         """100 for each trajectory of the file."""
         return np.full(len(returns), 100.0)
 
-    def statistics(self, data: dict[str, np.ndarray]) -> str:
-        return (
-            f"{self.path}: {len(data['ends'])} transitions, {int(data['terminals'].sum())} terminal, "
-            f"{data['ends'].sum()} trajectories, mean return {self.dataset_returns.mean():.2f}; "
-            f"{len(self.held_out[1])} transitions held out"
-        )
+    def describe_scores(self) -> str:
+        return f"; {len(self.held_out[1])} transitions held out"
 
     def print_scores(self, scores: dict[str, np.ndarray]) -> None:
         """Print the squared error of actions as a share of their variance, and that of each action dimension.

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from tasks.common import TaskError, read_array, task_errors
-from tasks.transitions import Transitions, check_columns, join
+from tasks.transitions import Transitions, check_columns, join, note_observations
 
 
 class Header(NamedTuple):
@@ -119,9 +119,7 @@ def read_robomimic_file(
         transitions = Transitions(join(trajectories), np.array(returns, np.float64))
         unused = [name for name in header.observation_names if name not in used]
         if not observation_keys and used == header.vector_names and unused:
-            transitions.notes.append(
-                f"observations are {', '.join(used)}, without {', '.join(unused)}; --observation-keys chooses"
-            )
+            transitions.notes.append(note_observations(used, unused))
         return transitions
 
 

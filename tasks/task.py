@@ -10,7 +10,7 @@ import numpy as np
 from tasks.common import TaskError, task_errors
 from tasks.evaluation import Policy, check_rendering, episode_seeds, record_video, run_episodes
 from tasks.files import layout_options, read_file
-from tasks.transitions import Transitions, make_float32
+from tasks.transitions import Transitions, make_float32, trajectory_lengths
 
 MUJOCO_GL = os.environ.get("MUJOCO_GL")  # the user's own setting; robosuite changes the variable
 VIDEO_EPISODES = 3
@@ -155,7 +155,7 @@ class Task(ABC):
             self.notes.append(f"all rewards are {rewards[0]:g}, so RL has nothing to learn from; SAQ-BC is what fits")
         if (data["actions"] == data["actions"][0]).all():
             self.notes.append("all actions are equal")
-        lengths = np.diff(np.flatnonzero(data["ends"]), prepend=-1)
+        lengths = trajectory_lengths(data["ends"])
         single = (lengths == 1).sum()
         if len(lengths) / 2 < single < len(lengths):
             self.notes.append(
@@ -221,9 +221,12 @@ class Task(ABC):
         """The first line of `describe`."""
         return (
             f"{self.path or self.env_id}: {len(data['ends'])} transitions, {int(data['terminals'].sum())} terminal, "
-            f"{data['ends'].sum()} trajectories, mean return {self.dataset_returns.mean():.2f} "
-            f"(score {self.dataset_scores.mean():.1f})"
+            f"{data['ends'].sum()} trajectories, mean return {self.dataset_returns.mean():.2f}{self.describe_scores()}"
         )
+
+    def describe_scores(self) -> str:
+        """How the first line of `describe` ends."""
+        return f" (score {self.dataset_scores.mean():.1f})"
 
     def evaluate(
         self, policy: Policy, episodes: int | None = None, seed: int = 1, video: Path | None = None

@@ -198,6 +198,16 @@ def starts(ends: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.append(True, ends[:-1]))
 
 
+def trajectory_lengths(ends: np.ndarray) -> np.ndarray:
+    """The lengths (E,) int64 of trajectories, including a last one whose end is not marked in `ends` (N,) bool."""
+    return np.diff(starts(ends), append=len(ends))
+
+
+def note_observations(used: list[str], unused: list[str]) -> str:
+    """A sentence about the observations that a default has chosen and those that it leaves out."""
+    return f"observations are {', '.join(used)}, without {', '.join(unused)}; --observation-keys chooses"
+
+
 def join(trajectories: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Concatenate the columns of trajectories and add the column `ends`.
 
