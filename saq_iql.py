@@ -20,6 +20,7 @@ import copy
 import importlib.metadata
 import json
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -632,7 +633,7 @@ def checksum(data):
 
 
 def provenance():
-    """The command, the versions of packages that matter, and the commit of the code."""
+    """The command, the commit of the code, the versions of packages that matter, and the machine."""
     versions = {}
     for package in ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "ogbench", "robosuite"):
         try:
@@ -644,7 +645,11 @@ def provenance():
         commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     except OSError:
         commit = ""  # no git
-    return {"command": sys.argv, "versions": versions, "git_commit": commit}
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
+    else:
+        machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"  # the CPU's kernels
+    return {"command": sys.argv, "git_commit": commit, "versions": versions, "machine": machine}
 
 
 def write_json(path, values):

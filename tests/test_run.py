@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -131,6 +132,7 @@ def test_a_run_writes_the_documented_files(finished, algorithm):
     assert description["args"]["hidden_dim"] == 16
     assert description["versions"]["torch"].startswith("2.")
     assert len(description["git_commit"]) in (0, 40)
+    assert platform.machine() in description["machine"] or torch.cuda.is_available()
 
     result = json.loads((folder / "result.json").read_text())
     assert (result["env_id"], result["algorithm"], result["seed"]) == ("fetch-pick-and-place-demo-v0", algorithm, 1)
