@@ -63,7 +63,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmark/README.md", ROOT / "benchmark/results/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmark/README.md", ROOT / "benchmark/results/NOTES.md"])
 def test_links_lead_to_files_and_headings(page):
     text = re.sub(r"`[^`]*`", "", page.read_text())
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -128,27 +128,17 @@ def test_commands_on_other_data_parse():
                 source = (ROOT / words[1]).read_text()
                 for flag in [word for word in words[2:] if word.startswith("--")]:
                     name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-                    assert re.search(rf"^    {name}:", source, re.MULTILINE), f"{words[1]} has no {flag}"
+                    assert re.search(rf"(^    |, ){name}:", source, re.MULTILINE), f"{words[1]} has no {flag}"
 
 
-def test_shell_scripts_of_the_pages_print_their_commands(tmp_path):
-    for name in re.findall(r"^\S+ (\S+) ", (ROOT / "benchmark" / "datasets.sh").read_text(), re.MULTILINE):
-        (tmp_path / name).touch()
-    inherited = {k: v for k, v in os.environ.items() if k not in ("DATASETS_DIR", "SLURM", "ONLY", "EXTRA")}
-    inherited["PATH"] = f"{Path(sys.executable).parent}:{inherited['PATH']}"
+def test_shell_scripts_of_the_pages_list_their_runs():
+    pytest.importorskip("snakemake")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for line in commands():
-        variables, words = split(line)
-        if not words[0].startswith("benchmark/"):
-            continue
-        variables.pop("CHECK", None)
-        if "ONLY" in variables:
-            variables["ONLY"] = variables["ONLY"].replace("NAME", "demo")
-        if "DATASETS_DIR" in variables:
-            variables["DATASETS_DIR"] = str(tmp_path)
-        environment = {**inherited, "RUNS_DIR": str(tmp_path / "runs"), "SEEDS": "1", "DRY": "1", **variables}
-        done = subprocess.run(["bash", ROOT / words[0]], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0 and ".py --" in done.stdout, line + done.stderr
-        assert not (tmp_path / "runs").exists(), line
+        if re.match(r"(\w+=\S+ )*benchmark/", line) and "kubernetes" not in line:  # its plugin is not installed
+            command = line.replace(".sh", ".sh -n", 1)
+            done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0 and "This was a dry-run" in done.stdout + done.stderr, line + done.stderr
 
 
 def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
@@ -223,9 +213,9 @@ def test_the_robots_page_runs(tmp_path, monkeypatch, capsys):
         module = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
         module.main(tyro.cli(module.Args, args=words[2:]))
 
-    robot = FakeRobot()
+    robot, started = FakeRobot(), time.monotonic()
     exec(control, {"robot": robot})
     sent = np.array(robot.sent)
     assert sent.shape == (5, 2) and robot.stopped
     np.testing.assert_allclose(np.diff(sent[:, 1], prepend=81.0), 2.0)  # 0.05 of 40, towards the data from 90 on
-    assert np.diff(robot.times).min() > 0.03
+    assert robot.times[-1] - started > 4 * 0.03
