@@ -226,8 +226,8 @@ def headline() -> str:
         row = {"dataset (transitions)": f"{title} ({transitions})", "data": f"{own['dataset_score'].mean():.1f}"}
         for algorithm in PAGE_COLUMNS:
             row[algorithm] = f"{means[algorithm]:.1f}" if algorithm in means else ""
-        fewer = [f"{name} {seeds[name]}" for name in PAGE_COLUMNS if name in seeds and seeds[name] < seeds.max()]
-        row["seeds"] = f"{seeds.max()}" + (f" ({', '.join(fewer)})" if fewer else "")
+        fewest, most = seeds.min(), seeds.max()
+        row["seeds"] = str(most) if fewest == most else f"{fewest} to {most}"
         commit = own["commit"].mode()[0]
         others = [name for name in PAGE_COLUMNS if (own.loc[own["algorithm"] == name, "commit"] != commit).any()]
         row["commit"] = f"{commit}" + (f" (other: {', '.join(others)})" if others else "")
