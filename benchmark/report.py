@@ -5,8 +5,8 @@
     python benchmark/report.py ablation runs/ablation --out my-results
     python benchmark/report.py pages                                     # README.md and docs/ from benchmark/results
 
-The first three write tables.md, figures, and runs.csv and episodes.csv.gz with every run and every episode. They take a
-folder with these two files like a folder of runs. `pages` rewrites what stands between <!-- results: ... --> and
+The first three write tables.md, figures, and every run and episode to runs.csv and episodes.csv.gz. They take a folder
+with these two files like a folder of runs. `pages` rewrites what stands between <!-- results: ... --> and
 <!-- end --> on the pages, and their figures.
 """
 
@@ -97,7 +97,7 @@ other algorithm on the same dataset (equal scores: one half), mean over the data
         text += "\n" + markdown(table)
 
     settings = results.choose(runs)
-    several = settings.groupby(["block", "algorithm"])["setting"].transform("size") > 1
+    several = settings.groupby(["group", "algorithm"])["setting"].transform("size") > 1
     if several.any():
         text += """
 ## Settings
@@ -135,6 +135,8 @@ def changes(runs: pd.DataFrame) -> pd.DataFrame:
         for setting in scores.columns:
             if setting and "" in scores:
                 gains = (scores[setting] - scores[""]).dropna()
+                if gains.empty:
+                    continue
                 change = PAPERS_RECIPE if setting.count("--") > 5 else setting
                 row = {"change": change, "dataset": dataset, "algorithm": algorithm, "seeds": len(gains)}
                 rows.append(row | {"gain": gains.mean(), "half": results.half_interval(gains)})
@@ -230,7 +232,7 @@ def headline() -> str:
         row["seeds"] = str(most) if fewest == most else f"{fewest} to {most}"
         commit = own["commit"].mode()[0]
         others = [name for name in PAGE_COLUMNS if (own.loc[own["algorithm"] == name, "commit"] != commit).any()]
-        row["commit"] = f"{commit}" + (f" (other: {', '.join(others)})" if others else "")
+        row["commit"] = commit + (f" (other: {', '.join(others)})" if others else "")
         rows.append(row)
     return markdown(pd.DataFrame(rows))
 

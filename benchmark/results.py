@@ -94,6 +94,8 @@ def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
     result = json.loads((folder / "result.json").read_text())
     description = json.loads((folder / "args.json").read_text())
     mode, last_step = result["action_mode"], result["total_steps"]
+    if not result["normalized_scores"]:
+        raise ValueError("it has no scores")
     with np.load(folder / "eval.npz") as evaluation:
         steps, scores = evaluation["step"], evaluation["scores"]
     episodes = [pd.DataFrame({"action_mode": mode, "step": steps, "score": scores})]
@@ -127,17 +129,19 @@ def read_run(folder: Path) -> tuple[dict, pd.DataFrame]:
 def read(folders: Iterable[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The finished runs below `folders` and their episodes.
 
-    Of runs with the same dataset, algorithm, setting and seed the last one counts. Raises ValueError if there is no
+    A folder without runs is read from the runs.csv and episodes.csv.gz that it may have. Of runs with the same dataset,
+    algorithm, setting and seed the last one counts, in the order of folders and paths. Raises ValueError if there is no
     finished run, or if the files of one are damaged.
     """
     rows, parts = [], []
     for source, folder in enumerate(map(Path, folders)):
-        if (folder / "runs.csv").exists():
+        paths = sorted(folder.rglob("result.json"))
+        if not paths and (folder / "runs.csv").exists():
             rows.append(pd.read_csv(folder / "runs.csv", dtype={"commit": str, "torch": str}).assign(source=source))
             parts.append(pd.read_csv(folder / "episodes.csv.gz").assign(source=source))
             continue
         found = []
-        for path in sorted(folder.rglob("result.json")):
+        for path in paths:
             try:
                 row, episodes = read_run(path.parent)
             except Exception as error:
@@ -167,25 +171,30 @@ def write(folder: Path, runs: pd.DataFrame, episodes: pd.DataFrame) -> None:
     (folder / "episodes.csv.gz").write_bytes(gzip.compress(text, mtime=0))
 
 
-def choose(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every algorithm's settings in every block of the paper's tables; all other datasets are one block.
+def with_group(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a column `group`: datasets of a group are shown at one setting."""
+    return runs.assign(group=runs["dataset"].map(BLOCKS).fillna(runs["dataset"]))
 
-    Columns: block, algorithm, setting, datasets, average, and shown, which marks one setting for all datasets of a
-    block: among those with runs on the most datasets the one with the highest average over the datasets and seeds that
-    all of these have. Selection by the scores that are shown favours algorithms with more settings.
+
+def choose(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every algorithm's settings in every block of the paper's tables, and on every other dataset.
+
+    Columns: group (a block or dataset), algorithm, setting, datasets, average, and shown, which marks one setting of a
+    group: among those with runs on the most datasets the one with the highest average over the datasets and seeds that
+    all of these have, if there are any. Selection by the scores that are shown favours algorithms with more settings.
     """
     rows = []
-    blocks = runs["dataset"].map(BLOCKS).fillna("other")
-    for (block, algorithm), group in runs.groupby([blocks, "algorithm"], sort=False):
+    for (name, algorithm), group in with_group(runs).groupby(["group", "algorithm"], sort=False):
         counts = group.groupby("setting")["dataset"].nunique()
         widest = group[group["setting"].map(counts) == counts.max()]
+        # the settings that a dataset and seed have runs of
         settings_of_cell = widest.groupby(["dataset", "seed"])["setting"].transform("nunique")
         shared = widest[settings_of_cell == widest["setting"].nunique()]
         if shared.empty:
             shared = widest
         averages = shared.groupby(["setting", "dataset"])["score"].mean().groupby("setting").mean()
         for setting, count in counts.items():
-            row = {"block": block, "algorithm": algorithm, "setting": setting, "datasets": count}
+            row = {"group": name, "algorithm": algorithm, "setting": setting, "datasets": count}
             rows.append(row | {"average": averages.get(setting), "shown": setting == averages.idxmax()})
     return pd.DataFrame(rows)
 
@@ -193,8 +202,8 @@ def choose(runs: pd.DataFrame) -> pd.DataFrame:
 def shown_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of the settings that `choose` marks, with their block."""
     settings = choose(runs)
-    runs = runs.assign(block=runs["dataset"].map(BLOCKS).fillna("other"))
-    return runs.merge(settings.loc[settings["shown"], ["block", "algorithm", "setting"]])
+    runs = with_group(runs).merge(settings.loc[settings["shown"], ["group", "algorithm", "setting"]])
+    return runs.assign(block=runs["dataset"].map(BLOCKS).fillna("other"))
 
 
 def half_interval(scores: Iterable[float]) -> float:

@@ -192,7 +192,7 @@ def test_one_setting_for_all_datasets_of_a_block(tmp_path):
             make_run(tmp_path, "saq_cql", seed, [score], dataset, f"--alpha {alpha}")
     make_run(tmp_path, "saq_cql", 3, [0.0], "hopper-expert-v2", "--alpha 5")  # not a seed of alpha 1
     make_run(tmp_path, "saq_cql", 1, [99.0], "hopper-expert-v2", "--alpha 7")  # not on all datasets
-    settings = results.choose(results.read([tmp_path])[0]).set_index(["block", "setting"])
+    settings = results.choose(results.read([tmp_path])[0]).set_index(["group", "setting"])
     assert dict(settings["shown"]) == {
         ("adroit", "--alpha 1"): True,
         ("adroit", "--alpha 5"): False,

@@ -163,6 +163,24 @@ def test_a_killed_workflow_takes_its_runs_along_and_continues_to_the_same_tables
     assert whole_episodes["score"].equals(killed_episodes["score"])
 
 
+def test_tables_are_of_the_runs_that_are_there_now_and_folders_may_have_spaces(tmp_path):
+    config = {"runs": tmp_path / "my runs", "datasets": "demo", "trial_steps": 4, "flags": TINY}
+    for seed in (1, 2):
+        path = tmp_path / "my runs" / "small" / "demo" / "bc" / str(seed) / "result.json"
+        snakemake("small", "-j", "1", path, **config)
+        folder = tmp_path / "my runs" / "small"
+        report = [sys.executable, ROOT / "benchmark" / "report.py", "tables", folder, "--out", folder]
+        subprocess.run(report, check=True)
+        assert (
+            f"| demo | BC | {seed} |".replace("demo", "fetch-pick-and-place-demo-v0")
+            in (folder / "tables.md").read_text()
+        )
+
+
+def test_an_unknown_word_behind_config_is_refused(tmp_path):
+    assert "unknown words behind --config: seed" in snakemake("small", "-n", seed=1, code=1)
+
+
 def test_a_second_workflow_in_the_same_folder_is_refused(tmp_path):
     import fcntl
 
