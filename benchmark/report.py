@@ -12,6 +12,7 @@ with these two files like a folder of runs. `pages` rewrites what stands between
 
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -65,10 +66,23 @@ def score_table(runs: pd.DataFrame, block: str) -> pd.DataFrame:
     return cells.fillna("").reset_index(names="dataset")
 
 
+def by_dataset(frame: pd.DataFrame, table: Callable[[pd.DataFrame], str]) -> str:
+    """A section for each dataset, with the table of its rows."""
+    return "".join(f"\n## {dataset}\n\n{table(own)}" for dataset, own in frame.groupby("dataset", sort=False))
+
+
+def write(out: Path, runs: pd.DataFrame, episodes: pd.DataFrame, text: str) -> None:
+    """Write the runs and tables.md, and say so."""
+    results.write(out, runs, episodes)
+    (out / "tables.md").write_text(text)
+    print(f"{len(runs)} runs; wrote {out / 'tables.md'}")
+
+
 def tables(folders: Folders, out: Path) -> None:
     """Scores beside the paper's, interquartile means, probabilities of improvement, settings, learning curves."""
     runs, episodes = read(folders)
-    shown = results.shown_runs(runs)
+    settings = results.choose(runs)
+    shown = results.shown_runs(runs, settings)
     text = """# Results
 
 Scores of the last checkpoint: mean over seeds ± half the width of its 95% t interval over seeds [the paper's score].
@@ -96,7 +110,6 @@ other algorithm on the same dataset (equal scores: one half), mean over the data
         table["datasets"] = improvements["datasets"].astype(str)
         text += "\n" + markdown(table)
 
-    settings = results.choose(runs)
     several = settings.groupby(["group", "algorithm"])["setting"].transform("size") > 1
     if several.any():
         text += """
@@ -117,11 +130,9 @@ which favours algorithms with more settings.
     table = cells.agg(seeds=("seed", "size"), episodes=("episodes", "max"), seconds=("seconds", "mean")).reset_index()
     text += markdown(table.astype({"seconds": int}).astype(str))
 
-    results.write(out, runs, episodes)
-    (out / "tables.md").write_text(text)
+    write(out, runs, episodes, text)
     plots.curves(shown, episodes, out / "learning_curves.png")
     plots.summary(means, improvements, out / "summary.png")
-    print(f"{len(runs)} runs; wrote {out / 'tables.md'}")
 
 
 def changes(runs: pd.DataFrame) -> pd.DataFrame:
@@ -161,13 +172,8 @@ def study(folders: Folders, out: Path) -> None:
     """What each default is worth, from the runs of study.sh and of small.sh."""
     runs, episodes = read(folders)
     runs = runs[runs["algorithm"].str.startswith("SAQ-")]
-    gains = changes(runs)
     text = "# What each default is worth\n\nScore with the change minus score at the defaults, on the same seeds.\n"
-    for dataset, own in gains.groupby("dataset", sort=False):
-        text += f"\n## {dataset}\n\n" + study_table(own)
-    results.write(out, runs, episodes)
-    (out / "tables.md").write_text(text)
-    print(f"{len(runs)} runs; wrote {out / 'tables.md'}")
+    write(out, runs, episodes, text + by_dataset(changes(runs), study_table))
 
 
 def quantizers(runs: pd.DataFrame) -> pd.DataFrame:
@@ -199,12 +205,8 @@ def ablation(folders: Folders, out: Path) -> None:
     runs, episodes = read(folders)
     compared = quantizers(runs)
     text = "# Quantizers\n\nMean score over seeds, and the error of the decoded actions as a share of their variance.\n"
-    for dataset, own in compared.groupby("dataset", sort=False):
-        text += f"\n## {dataset}\n\n" + ablation_table(own)
-    results.write(out, runs, episodes)
-    (out / "tables.md").write_text(text)
+    write(out, runs, episodes, text + by_dataset(compared, ablation_table))
     plots.ablation(compared, out / "ablation.png")
-    print(f"{len(runs)} runs; wrote {out / 'tables.md'}")
 
 
 @cache

@@ -199,9 +199,8 @@ def choose(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shown_runs(runs: pd.DataFrame) -> pd.DataFrame:
+def shown_runs(runs: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
     """The runs of the settings that `choose` marks, with their block."""
-    settings = choose(runs)
     runs = with_group(runs).merge(settings.loc[settings["shown"], ["group", "algorithm", "setting"]])
     return runs.assign(block=runs["dataset"].map(BLOCKS).fillna("other"))
 
